@@ -1,0 +1,1 @@
+"""Exact forks of a training run, and who descends from whom."""

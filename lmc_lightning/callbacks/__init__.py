@@ -1,0 +1,1 @@
+"""Lightning adapters: when to measure, on what, and where the numbers go."""

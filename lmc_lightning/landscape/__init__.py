@@ -1,0 +1,1 @@
+"""The quantities of the literature, as functions of objectives."""

@@ -1,0 +1,1 @@
+"""Matrix-free algorithms on a symmetric matvec; they know nothing of networks."""

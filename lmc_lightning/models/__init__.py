@@ -1,0 +1,1 @@
+"""Networks of the literature as plain modules, and one LightningModule to train them."""
