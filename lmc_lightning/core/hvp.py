@@ -1,0 +1,123 @@
+"""Hessian-vector products at a fixed point: what can be computed once is computed once."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+FREE_MEMORY_SHARE = 0.25
+"""Share of the free memory that cached gradient graphs may take by default."""
+
+
+class HessianProduct:
+    """v ↦ ∇²L(θ) v, ``(P,) -> (P,)``, by double backward.
+
+    The gradient graph of each chunk is built at its first product and kept while all graphs fit the memory budget,
+    which makes further products cost about 2 gradients; chunks beyond the budget are differentiated anew each time
+    (3 to 4 gradients, memory of one chunk). Call :meth:`release` when done, or use it in a ``with`` block.
+
+    Args:
+        theta: the point ``(P,)``.
+        chunk_gradient: ``(index, leaf) -> (P,)``, the differentiable gradient of one chunk's mean loss.
+        weights: the share of each chunk ``(B,)``.
+        memory_budget: for cached graphs [bytes].
+    """
+
+    def __init__(
+        self,
+        theta: Tensor,
+        chunk_gradient: Callable[[int, Tensor], Tensor],
+        weights: Tensor,
+        memory_budget: int | None = None,
+    ) -> None:
+        self.theta = theta.detach().clone()
+        self.weights = weights
+        self.num_products = 0
+        self.memory_budget = memory_budget or int(FREE_MEMORY_SHARE * free_bytes(theta.device))
+        self._chunk_gradient = chunk_gradient
+        self._graphs: dict[int, tuple[Tensor, Tensor]] = {}
+        self._graph_bytes: int | None = None
+
+    def __enter__(self) -> "HessianProduct":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """∇²L(θ) v ``(P,)``, summed over chunks in float64."""
+        total = torch.zeros_like(self.theta, dtype=torch.float64)
+        for index, weight in enumerate(self.weights.tolist()):
+            if weight:
+                total.add_(self._product(index, vector), alpha=weight)
+        self.num_products += 1
+        return total.to(vector.dtype)
+
+    def quadratic_forms(self, vector: Tensor) -> Tensor:
+        """vᵀH_b v of each chunk's own Hessian, ``(B,)`` in float64; costs one product."""
+        self.num_products += 1
+        pairs = enumerate(self.weights.tolist())
+        forms = [self._product(i, vector).double() @ vector.double() if w else torch.zeros(()) for i, w in pairs]
+        return torch.stack([f.cpu().double() for f in forms])
+
+    @property
+    def num_cached(self) -> int:
+        """Chunks whose gradient graph is kept."""
+        return len(self._graphs)
+
+    def release(self) -> None:
+        """Free the cached graphs; the next product builds them anew."""
+        self._graphs.clear()
+
+    def _product(self, index: int, vector: Tensor) -> Tensor:
+        leaf, gradient = self._graph(index)
+        if not gradient.requires_grad:
+            return torch.zeros_like(vector)
+        with torch.inference_mode(False), torch.enable_grad():
+            kept = index in self._graphs
+            (product,) = torch.autograd.grad(gradient, leaf, vector, retain_graph=kept, allow_unused=True)
+        return torch.zeros_like(vector) if product is None else product
+
+    def _graph(self, index: int) -> tuple[Tensor, Tensor]:
+        if index in self._graphs:
+            return self._graphs[index]
+        leaf = self.theta.clone().requires_grad_()
+        if self._graph_bytes is None:
+            with _CountBytes() as counted:
+                gradient = self._chunk_gradient(index, leaf)
+            self._graph_bytes = counted.total
+        else:
+            gradient = self._chunk_gradient(index, leaf)
+        if (len(self._graphs) + 1) * self._graph_bytes <= self.memory_budget:
+            self._graphs[index] = (leaf, gradient)
+        return leaf, gradient
+
+
+class _CountBytes(TorchDispatchMode):
+    """Sums the sizes of all tensors made inside: an upper bound on what a graph built there keeps alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not getattr(func, "is_view", False):
+            made = result if isinstance(result, tuple | list) else (result,)
+            self.total += sum(t.numel() * t.element_size() for t in made if isinstance(t, Tensor))
+        return result
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on ``device`` [bytes]; on hosts that do not tell, 4 GiB."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 4 * 2**30

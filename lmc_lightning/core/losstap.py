@@ -1,0 +1,123 @@
+"""Sees the loss call inside a step: per-example losses, predictions and targets of a loss that is only a number."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_CLASS_LOSSES = {F.cross_entropy: "cross_entropy", F.nll_loss: "nll_loss"}
+_WATCHED: dict[Callable[..., Any], str] = {
+    **_CLASS_LOSSES,
+    F.mse_loss: "mse_loss",
+    F.binary_cross_entropy: "binary_cross_entropy",
+    F.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
+}
+
+
+@dataclass(frozen=True)
+class TappedLoss:
+    """The loss call that produced the loss of one batch of n examples."""
+
+    kind: str
+    outputs: Tensor
+    """What the network gave: logits, log-probabilities or predictions, ``(n, …)``."""
+    targets: Tensor
+    losses: Tensor
+    """Mean loss of each example ``(n,)``, float64."""
+    weights: Tensor
+    """Share of each example in the mean ``(n,)``, float64: its number of targets that are not ignored."""
+    counted: Tensor
+    """Which targets count ``(n, m)``."""
+
+    @property
+    def errors(self) -> Tensor | None:
+        """Share of wrong predictions in each example ``(n,)``, float64; ``None`` for losses over no classes."""
+        outputs, targets = self.outputs.detach(), self.targets
+        if self.kind in _CLASS_LOSSES.values():
+            wrong = outputs.argmax(1) != (targets.argmax(1) if targets.is_floating_point() else targets)
+        elif self.kind.startswith("binary"):
+            wrong = (outputs > (0 if self.kind.endswith("logits") else 0.5)) != (targets > 0.5)
+        else:
+            return None
+        total = (wrong.reshape(self.counted.shape) & self.counted).sum(1)
+        return total.double() / self.counted.sum(1).clamp(min=1)
+
+    @property
+    def confidences(self) -> Tensor | None:
+        """Largest predicted probability of each example ``(n,)``, float64, for losses over classes."""
+        if self.kind not in _CLASS_LOSSES.values():
+            return None
+        log_p = self.outputs.detach().double()
+        log_p = log_p.log_softmax(1) if self.kind == "cross_entropy" else log_p
+        return log_p.amax(1).exp().reshape(len(log_p), -1).mean(1)
+
+
+class LossTap(TorchFunctionMode):
+    """Records the calls of torch's common losses while a step runs inside the ``with`` block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[tuple[Callable[..., Any], dict[str, Any], Any]] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _WATCHED:
+            bound = inspect.signature(func).bind(*args, **(kwargs or {}))
+            bound.apply_defaults()
+            self._calls.append((func, dict(bound.arguments), result))
+        return result
+
+    def match(self, loss: Tensor) -> TappedLoss | None:
+        """The one recorded mean over examples that equals ``loss``; ``None`` when there is none or more than one."""
+        equal = [call for call in self._calls if _equals(call[2], loss)]
+        if len(equal) != 1 or equal[0][1]["reduction"] != "mean":
+            return None
+        func, arguments, _ = equal[0]
+        return _tapped(func, arguments)
+
+
+def _equals(result: Any, loss: Tensor) -> bool:
+    return result is loss or (
+        isinstance(result, Tensor) and result.numel() == loss.numel() == 1 and result.item() == loss.item()
+    )
+
+
+def _tapped(func: Callable[..., Any], arguments: dict[str, Any]) -> TappedLoss | None:
+    outputs, targets = arguments["input"], arguments["target"]
+    if outputs.ndim < 1 + (func in _CLASS_LOSSES) or (
+        arguments.get("weight") is not None and func not in _CLASS_LOSSES
+    ):
+        return None
+    legacy = {name: None for name in ("size_average", "reduce") if name in arguments}
+    with torch.no_grad():
+        elements = func(**(arguments | legacy | {"reduction": "none"})).double()
+        weights = _element_weights(func, arguments, elements).double()
+    rows = len(elements)
+    sums, weights = elements.reshape(rows, -1).sum(1), weights.reshape(rows, -1)
+    per_example = weights.sum(1)
+    losses = sums / torch.where(per_example > 0, per_example, 1)
+    return TappedLoss(_WATCHED[func], outputs, targets, losses, per_example, counted=weights > 0)
+
+
+def _element_weights(func: Callable[..., Any], arguments: dict[str, Any], elements: Tensor) -> Tensor:
+    """What torch divides the sum of ``elements`` by, entry by entry."""
+    targets, class_weights = arguments["target"], arguments.get("weight")
+    if func not in _CLASS_LOSSES or targets.is_floating_point():
+        return torch.ones_like(elements)
+    counted: Tensor = targets != arguments["ignore_index"]
+    if class_weights is None:
+        return counted
+    weights: Tensor = class_weights[targets.where(counted, torch.zeros_like(targets))]
+    masked: Tensor = weights * counted
+    return masked

@@ -1,0 +1,258 @@
+"""The one evaluator: loss, error, gradient and Hessian products of a module on fixed data, as functions of θ."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lmc_lightning.core.chunks import Weighting, rechunk
+from lmc_lightning.core.glassbox import glass_box, seed_everything
+from lmc_lightning.core.hvp import HessianProduct
+from lmc_lightning.core.losstap import LossTap, TappedLoss
+from lmc_lightning.core.params import parameter_layout
+from lmc_lightning.core.shadow import Mode, Shadow, preserved_state
+from lmc_lightning.core.structure import clone, leading_size, with_tensors
+from lmc_lightning.types import Batch, BatchWeight, LossFn
+
+CHUNK_SIZE = {"cpu": 128}
+"""Examples a chunk by device type: small chunks stay in a CPU's cache; elsewhere ``DEFAULT_CHUNK_SIZE``."""
+DEFAULT_CHUNK_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One pass over the probe set at one θ. Means are over examples, in float64."""
+
+    loss: float
+    error: float | None
+    """1 − accuracy, where the loss is a classification loss that the tap can see."""
+    confidence: float | None
+    """Mean largest predicted probability."""
+    chunk_losses: Tensor
+    """``(B,)``"""
+    weights: Tensor
+    """Share of each chunk ``(B,)``, summing to 1."""
+    example_losses: Tensor | None = field(default=None, repr=False)
+    """``(N,)``, where the tap sees them."""
+    example_errors: Tensor | None = field(default=None, repr=False)
+    """``(N,)``"""
+    example_weights: Tensor | None = field(default=None, repr=False)
+    """Share of each example ``(N,)``, summing to 1."""
+
+
+class Objective:
+    """θ ↦ mean loss of a module over fixed batches, where θ is the flat vector of its selected parameters.
+
+    Nothing is ever run on ``module`` itself: a shadow computes, with fresh buffers, Python state and seed for each
+    chunk, so that the objective is one deterministic function and the module never notices.
+
+    Args:
+        module: any ``nn.Module``; its current parameters are ``theta()``.
+        batches: the probe set.
+        loss_fn: ``(module, batch) -> ()``, the mean loss of a batch; ``None`` for a batch to be skipped.
+        parameters: name patterns of the parameters in θ; all trainable ones by default.
+        batch_weight: how much a batch counts; by default its examples, or its targets that are not ignored.
+        mode: ``"eval"``, or ``"train"`` (batch statistics, dropout off).
+        seed: of the random numbers that the step itself draws, the same at each evaluation.
+        dtype: floating dtype to compute in; by default that of the parameters, float32 if these are of 16 bits.
+        chunk_size: examples evaluated at a time; by default from the device.
+        memory_budget: bytes that cached gradient graphs may take; by default a quarter of what is free.
+        replacements: attributes to set on the shadow.
+        match_precision: keep the caller's autocast and TF32 instead of true float32.
+
+    Raises:
+        ValueError: no batches, or no parameters to measure.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: Iterable[Batch],
+        loss_fn: LossFn,
+        *,
+        parameters: Sequence[str] | None = None,
+        batch_weight: BatchWeight | None = None,
+        mode: Mode = "eval",
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        chunk_size: int | None = None,
+        memory_budget: int | None = None,
+        replacements: Mapping[str, object] | None = None,
+        match_precision: bool = False,
+    ) -> None:
+        self.mode, self.seed = mode, seed
+        self.memory_budget, self.match_precision = memory_budget, match_precision
+        self._module, self._loss_fn, self._batch_weight = module, loss_fn, batch_weight
+        self._needs_grad = False
+        with self._box():
+            self._shadow = Shadow(module, replacements=replacements, dtype=dtype)
+            self.layout = parameter_layout(self._shadow.module, parameters)
+            self._theta = self.layout.flatten(dict(self._shadow.module.named_parameters()))
+            given = [self._prepared(b) for b in batches]
+            if not given:
+                raise ValueError("Expected at least one probe batch, got none. Give a loader that yields batches.")
+            size = chunk_size or CHUNK_SIZE.get(self._theta.device.type, DEFAULT_CHUNK_SIZE)
+            chunks = rechunk(given, size, lambda some: self._evaluate(self._theta, some, None).loss)
+            self.batches, self.additive = chunks.batches, chunks.additive
+            self.baseline = self._evaluate(self._theta, self.batches, None)
+
+    @contextmanager
+    def _box(self) -> Iterator[None]:
+        with glass_box(match_precision=self.match_precision), preserved_state(self._module):
+            yield
+
+    def _prepared(self, batch: Batch) -> Batch:
+        device, dtype = self._theta.device, self._theta.dtype
+        if self._shadow.dtype is None:
+            return with_tensors(batch, lambda t: t.detach().to(device))
+        return with_tensors(batch, lambda t: t.detach().to(device, dtype if t.is_floating_point() else None))
+
+    @property
+    def num_params(self) -> int:
+        """The length P of θ."""
+        return self.layout.num_params
+
+    @property
+    def num_examples(self) -> int | None:
+        """Examples in the probe set, where they can be counted."""
+        sizes = [leading_size(b) for b in self.batches]
+        return None if None in sizes else sum(n for n in sizes if n is not None)
+
+    @property
+    def weighting(self) -> Weighting:
+        """What a mean is over."""
+        if self._batch_weight is not None:
+            return "batch_weight"
+        if self.num_examples is None:
+            return "batches"
+        counts = self.baseline.example_weights
+        uneven = counts is not None and bool((counts != counts[0]).any())
+        return "targets" if uneven else "examples"
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Detached copies of the module's buffers by name, as they were when the objective was made."""
+        return {n: b.detach().clone() for n, b in self._shadow.module.named_buffers()}
+
+    def theta(self) -> Tensor:
+        """The parameters ``(P,)`` as they were when the objective was made, a copy."""
+        return self._theta.clone()
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """The mean loss over the probe set, ``()`` in float64."""
+        return torch.tensor(self.evaluate(theta).loss, dtype=torch.float64)
+
+    def evaluate(self, theta: Tensor, *, buffers: Mapping[str, Tensor] | None = None) -> Evaluation:
+        """Loss, error and their values per example at θ, one forward pass over the probe set."""
+        with self._box():
+            return self._evaluate(theta, self.batches, buffers)
+
+    def grad(self, theta: Tensor) -> Tensor:
+        """∇L(θ) ``(P,)``, summed over chunks in float64."""
+        with self._box():
+            total = torch.zeros_like(theta, dtype=torch.float64)
+            for index, weight in enumerate(self.baseline.weights.tolist()):
+                if weight:
+                    total.add_(self.chunk_gradient(index, theta), alpha=weight)
+        return total.to(theta.dtype)
+
+    def hvp(self, theta: Tensor) -> HessianProduct:
+        """v ↦ ∇²L(θ) v at a fixed θ; gradient graphs are kept between products as far as the memory budget goes."""
+        return HessianProduct(theta, self._differentiable_gradient, self.baseline.weights, self.memory_budget)
+
+    def chunk_gradient(self, index: int, theta: Tensor) -> Tensor:
+        """The gradient ``(P,)`` of one chunk's mean loss at θ."""
+        return self._gradient(index, theta.detach().clone().requires_grad_(), create_graph=False)
+
+    def _differentiable_gradient(self, index: int, leaf: Tensor) -> Tensor:
+        return self._gradient(index, leaf, create_graph=True)
+
+    def _gradient(self, index: int, leaf: Tensor, *, create_graph: bool) -> Tensor:
+        with self._box():
+            loss = self._chunk_loss(self.module_at(leaf), index, self.batches[index])
+            if loss is None or not loss.requires_grad:
+                return torch.zeros_like(leaf)
+            (gradient,) = torch.autograd.grad(loss, leaf, create_graph=create_graph, allow_unused=True)
+        return torch.zeros_like(leaf) if gradient is None else gradient
+
+    def module_at(
+        self, theta: Tensor, *, buffers: Mapping[str, Tensor] | None = None, mode: Mode | None = None
+    ) -> nn.Module:
+        """A fresh module whose selected parameters are differentiable views of θ."""
+        return self._shadow.at(self.layout.unflatten(theta), buffers=buffers, mode=mode or self.mode)
+
+    def step(self, module: nn.Module, batch: Batch, *, seed: int = 0) -> Tensor | None:
+        """The loss of ``batch`` by the user's own step on ``module`` (from :meth:`module_at`), under a fixed seed."""
+        seed_everything(self.seed + seed)
+        return self._loss_fn(module, clone(batch))
+
+    def _chunk_loss(self, module: nn.Module, index: int, batch: Batch) -> Tensor | None:
+        loss = self.step(module, batch, seed=index)
+        return None if loss is None else loss.reshape(())
+
+    def _evaluate(self, theta: Tensor, batches: Sequence[Batch], buffers: Mapping[str, Tensor] | None) -> Evaluation:
+        parts = [self._evaluate_chunk(theta, i, batch, buffers) for i, batch in enumerate(batches)]
+        used = [part for part in parts if part is not None]
+        if not used:
+            raise ValueError(f"The step returned no loss for any of {len(parts)} batches in mode={self.mode!r}.")
+        return _combine(
+            [0.0 if p is None else p[0] for p in parts],
+            [0.0 if p is None else p[1] for p in parts],
+            [p[2] for p in used],
+        )
+
+    def _evaluate_chunk(
+        self, theta: Tensor, index: int, batch: Batch, buffers: Mapping[str, Tensor] | None
+    ) -> tuple[float, float, TappedLoss | None] | None:
+        module = self.module_at(theta, buffers=buffers)
+        try:
+            with torch.set_grad_enabled(self._needs_grad), LossTap() as tap:
+                loss = self._chunk_loss(module, index, batch)
+        except RuntimeError:
+            if self._needs_grad:
+                raise
+            # Some steps differentiate inside themselves and cannot run without a graph.
+            self._needs_grad = True
+            return self._evaluate_chunk(theta, index, batch, buffers)
+        if loss is None:
+            return None
+        tapped = tap.match(loss)
+        return loss.item(), self._weight(batch, tapped), tapped
+
+    def _weight(self, batch: Batch, tapped: TappedLoss | None) -> float:
+        if self._batch_weight is not None:
+            return float(self._batch_weight(batch))
+        if tapped is not None and tapped.kind in ("cross_entropy", "nll_loss"):
+            return float(tapped.weights.sum())
+        return float(leading_size(batch) or 1)
+
+
+def _combine(losses: list[float], weights: list[float], tapped: list[TappedLoss | None]) -> Evaluation:
+    share = torch.tensor(weights, dtype=torch.float64)
+    share = share / share.sum()
+    chunk_losses = torch.tensor(losses, dtype=torch.float64)
+    used = chunk_losses.where(share > 0, torch.zeros_like(chunk_losses))
+    seen = [t for t in tapped if t is not None]
+    loss = float(share @ used)
+    if len(seen) != len(tapped):
+        return Evaluation(loss, None, None, chunk_losses, share)
+    examples = torch.cat([t.weights for t in seen])
+    examples = examples / examples.sum()
+    errors, confidences = _cat([t.errors for t in seen]), _cat([t.confidences for t in seen])
+    return Evaluation(
+        loss=loss,
+        error=None if errors is None else float(examples @ errors),
+        confidence=None if confidences is None else float(examples @ confidences),
+        chunk_losses=chunk_losses,
+        weights=share,
+        example_losses=torch.cat([t.losses for t in seen]).cpu(),
+        example_errors=None if errors is None else errors.cpu(),
+        example_weights=examples.cpu(),
+    )
+
+
+def _cat(parts: list[Tensor | None]) -> Tensor | None:
+    known = [p for p in parts if p is not None]
+    return torch.cat(known) if len(known) == len(parts) else None

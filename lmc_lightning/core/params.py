@@ -1,0 +1,76 @@
+"""Named parameters of a module as one flat vector θ, and back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Where each named tensor lies in θ ``(P,)``. Tied tensors count once, complex entries as two real numbers."""
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Entries of θ that each tensor takes."""
+        return [s.numel() * (2 if d.is_complex else 1) for s, d in zip(self.shapes, self.dtypes, strict=True)]
+
+    @property
+    def num_params(self) -> int:
+        """The length P of θ."""
+        return sum(self.sizes)
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """θ ``(P,)``: a detached copy of the named tensors in one vector of their common real dtype."""
+        parts = [_real(tensors[name].detach()).reshape(-1) for name in self.names]
+        dtype = parts[0].dtype
+        for part in parts[1:]:
+            dtype = torch.promote_types(dtype, part.dtype)
+        return torch.cat([part.to(dtype) for part in parts])
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """The named tensors as differentiable views of θ (casts where a module mixes dtypes)."""
+        if theta.shape != (self.num_params,):
+            raise ValueError(f"Expected θ of shape ({self.num_params},), got {tuple(theta.shape)}.")
+        parts = zip(self.names, self.shapes, self.dtypes, theta.split(self.sizes), strict=True)
+        return {name: _shaped(part, shape, dtype) for name, shape, dtype, part in parts}
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _shaped(part: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    if dtype.is_complex:
+        return torch.view_as_complex(part.to(dtype.to_real()).reshape(*shape, 2))
+    return part.to(dtype).view(shape)
+
+
+def parameter_layout(module: nn.Module, patterns: Sequence[str] | None = None) -> ParameterLayout:
+    """The layout of the trainable parameters of ``module`` whose names match one of ``patterns`` (all by default).
+
+    Raises:
+        ValueError: no parameter is trainable, no name matches, or a lazy parameter has no shape yet.
+    """
+    trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ValueError(f"{type(module).__name__} has no parameter with requires_grad=True: nothing to measure.")
+    chosen = {n: p for n, p in trainable.items() if patterns is None or any(fnmatchcase(n, q) for q in patterns)}
+    if not chosen:
+        known = ", ".join(list(trainable)[:8])
+        raise ValueError(f"No trainable parameter matches {list(patterns or [])}. The first names are: {known}.")
+    lazy = [n for n, p in chosen.items() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise ValueError(f"Parameter {lazy[0]} has no shape yet. Run one batch through the module before measuring.")
+    return ParameterLayout(
+        names=tuple(chosen),
+        shapes=tuple(p.shape for p in chosen.values()),
+        dtypes=tuple(p.dtype for p in chosen.values()),
+    )

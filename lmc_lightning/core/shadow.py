@@ -1,0 +1,168 @@
+"""A copy of any module that shares its parameters and nothing else, to be run in place of the module."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from lmc_lightning.core.structure import walk
+
+Mode: TypeAlias = Literal["eval", "train"]
+
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_SHARED = (Dataset, DataLoader, Optimizer)
+_SHARED_NAMES = {"Trainer", "LightningDataModule", "ProcessGroup"}  # this package does not import Lightning
+_MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+class Shadow:
+    """A pristine copy of a module from which :meth:`at` makes modules with given parameters, each fresh.
+
+    The copy keeps the module's own parameters, by reference, unless ``dtype`` asks for a conversion or the parameters
+    are of 16 bits (then float32). Everything else, Python state included, is private to the copy, so that nothing that
+    a measurement runs is visible in the module. Memory: buffers and attributes once, parameters only when converted.
+
+    Args:
+        module: any ``nn.Module``.
+        replacements: attributes to set on the copy, e.g. a silent ``log``.
+        dtype: floating dtype of parameters and buffers, or ``None``.
+    """
+
+    def __init__(
+        self, module: nn.Module, *, replacements: Mapping[str, object] | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        low = any(p.dtype in _LOW_PRECISION for p in module.parameters())
+        self.dtype = torch.float32 if dtype is None and low else dtype
+        kept = {} if self.dtype else {id(p): p for p in module.parameters()}
+        self._pristine = copy_module(module, kept)
+        if self.dtype:
+            self._pristine.to(self.dtype)
+        for submodule in self._pristine.modules():
+            if isinstance(submodule, nn.Embedding | nn.EmbeddingBag):
+                submodule.sparse = False  # sparse gradients have no second derivative
+        for name, value in (replacements or {}).items():
+            self._install(name, value)
+
+    def _install(self, name: str, value: object) -> None:
+        # Nested modules of the same kind (a LightningModule inside another) need the same replacement.
+        kind = type(self._pristine)
+        for submodule in self._pristine.modules():
+            if submodule is self._pristine or (hasattr(type(submodule), name) and hasattr(kind, name)):
+                submodule.__dict__[name] = value
+
+    @property
+    def module(self) -> nn.Module:
+        """The pristine copy; read it, never run it."""
+        return self._pristine
+
+    def at(
+        self, tensors: Mapping[str, Tensor], *, buffers: Mapping[str, Tensor] | None = None, mode: Mode = "eval"
+    ) -> nn.Module:
+        """A fresh module that computes with ``tensors`` in place of its parameters of those names.
+
+        Wherever the module holds one of these parameters (tied, in a list of aliases, in the flat weights of an RNN),
+        the new module holds the given tensor. Other parameters and all buffers are clones. ``mode="train"`` keeps the
+        training flag of every submodule but dropout, which is off.
+        """
+        replaced: dict[int, object] = {}
+        for name, parameter in self._pristine.named_parameters():
+            replaced[id(parameter)] = tensors[name] if name in tensors else parameter.detach().clone()
+        module = copy_module(self._pristine, replaced)
+        for name, value in (buffers or {}).items():
+            module.get_buffer(name).copy_(value)
+        if mode == "eval":
+            return module.eval()
+        for submodule in module.modules():
+            if isinstance(submodule, _DROPOUT):
+                submodule.training = False
+        return module
+
+
+def copy_module(module: nn.Module, replaced: Mapping[int, object]) -> nn.Module:
+    """A deep copy in which the objects of the given ids are replaced, and what refuses to be copied is shared."""
+    overrides = _not_copied(module)
+    try:
+        return copy.deepcopy(module, overrides | dict(replaced))
+    except Exception:
+        # A failed deepcopy leaves half-built objects in its memo: find what refuses, then start afresh.
+        refusing = _refusing(module, overrides | dict(replaced))
+        return copy.deepcopy(module, overrides | refusing | dict(replaced))
+
+
+def _not_copied(module: nn.Module) -> dict[int, Any]:
+    overrides: dict[int, Any] = {}
+    for value in walk(module, _is_shared):
+        if isinstance(value, Tensor):
+            if not value.is_leaf:
+                overrides[id(value)] = value.detach().clone()
+        elif isinstance(value, torch.Generator):
+            overrides[id(value)] = _clone_generator(value)
+        elif _is_shared(value):
+            overrides[id(value)] = value
+    return overrides
+
+
+def _is_shared(value: object) -> bool:
+    return isinstance(value, _SHARED) or any(c.__name__ in _SHARED_NAMES for c in type(value).__mro__)
+
+
+def _clone_generator(generator: torch.Generator) -> torch.Generator:
+    fresh = torch.Generator(device=generator.device)
+    fresh.set_state(generator.get_state())
+    return fresh
+
+
+def _refusing(module: nn.Module, overrides: Mapping[int, object]) -> dict[int, Any]:
+    refusing: dict[int, Any] = {}
+    for value in walk(module, _is_shared):
+        if isinstance(value, nn.Module | Tensor) or id(value) in overrides:
+            continue
+        try:
+            copy.deepcopy(value, dict(overrides) | {id(m): m for m in module.modules()})
+        except Exception:
+            # A container that refuses does so for one of its members, which the walk visits too.
+            if not isinstance(value, dict | list | tuple | set):
+                refusing[id(value)] = value
+    return refusing
+
+
+@contextmanager
+def preserved_state(module: nn.Module) -> Iterator[None]:
+    """Python attributes and buffers of ``module`` are as before afterwards, even if a hook's closure reached them."""
+    attributes = [(m, {k: v for k, v in vars(m).items() if k not in _MODULE_SLOTS}) for m in module.modules()]
+    containers = [
+        (v, copy.copy(v)) for v in walk([a for _, a in attributes], _is_shared) if type(v) in (list, dict, set)
+    ]
+    buffers = [(b, b._version, b.detach().clone()) for b in module.buffers()]
+    try:
+        yield
+    finally:
+        for value, content in containers:
+            _restore(value, content)
+        for submodule, saved in attributes:
+            for name in [k for k in vars(submodule) if k not in saved and k not in _MODULE_SLOTS]:
+                del submodule.__dict__[name]
+            submodule.__dict__.update(saved)
+        with torch.no_grad():
+            for buffer, version, content in buffers:
+                if buffer._version != version:
+                    buffer.copy_(content)
+
+
+def _restore(container: Any, content: Any) -> None:
+    if type(container) is list:
+        if len(container) != len(content) or any(a is not b for a, b in zip(container, content, strict=True)):
+            container[:] = content
+    elif container != content if type(container) is set else _differs(container, content):
+        container.clear()
+        container.update(content)
+
+
+def _differs(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    return list(now) != list(before) or any(now[k] is not before[k] for k in before)

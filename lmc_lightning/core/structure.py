@@ -1,0 +1,153 @@
+"""Nested data of any type: find its tensors, copy it, cut it, join it, name it by a digest."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_DEPTH = 12
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), type)
+
+
+def walk(root: object, is_leaf: Callable[[object], bool] | None = None) -> Iterator[object]:
+    """Every object reachable from ``root`` through containers and attributes, each once, in a fixed order.
+
+    Objects for which ``is_leaf`` holds are yielded but not entered.
+    """
+    seen: set[int] = set()
+    stack: list[tuple[object, int]] = [(root, 0)]
+    while stack:
+        value, depth = stack.pop()
+        if isinstance(value, _PLAIN) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        yield value
+        if depth < MAX_DEPTH and not (is_leaf and is_leaf(value)):
+            stack.extend((child, depth + 1) for child in reversed(_children(value)))
+
+
+def _children(value: object) -> list[object]:
+    if isinstance(value, Tensor):
+        return []
+    is_code = callable(value) and not isinstance(value, torch.nn.Module)
+    attributes = [] if is_code else list(getattr(value, "__dict__", {}).values())
+    if isinstance(value, Mapping):
+        return [*value.values(), *attributes]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [*value, *attributes]
+    return attributes
+
+
+def tensors_in(root: object) -> list[Tensor]:
+    """The tensors reachable from ``root``, each once, in a fixed order."""
+    return [value for value in walk(root) if isinstance(value, Tensor)]
+
+
+def with_tensors(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:
+    """A deep copy of ``value`` in which every tensor ``t`` is ``replace(t)``; types of containers are kept."""
+    tensors = tensors_in(value)
+    return copy.deepcopy(value, {id(t): replace(t) for t in tensors})
+
+
+def clone(value: Any) -> Any:
+    """A deep copy whose tensors are detached clones (a plain deepcopy refuses tensors that carry a graph)."""
+    return with_tensors(value, lambda t: t.detach().clone())
+
+
+def leading_size(batch: Any) -> int | None:
+    """The first dimension of the first tensor that has one: the number of examples, if anything is."""
+    return next((t.shape[0] for t in tensors_in(batch) if t.ndim), None)
+
+
+class NotSliceableError(ValueError):
+    """The data have no common example axis along which they could be cut or joined."""
+
+
+def cut(batch: Any, start: int, stop: int) -> Any:
+    """Examples ``start`` to ``stop`` of a batch made of tensors and containers.
+
+    Raises:
+        NotSliceableError: a tensor or list of other length than the batch, or an object of unknown structure.
+    """
+    size = leading_size(batch)
+    return _cut(batch, size, slice(start, stop))
+
+
+def _cut(value: Any, size: int | None, part: slice) -> Any:
+    if isinstance(value, Tensor):
+        if value.ndim and value.shape[0] == size:
+            return value[part]
+        if value.ndim == 0:
+            return value
+    elif isinstance(value, _PLAIN):
+        return value
+    elif isinstance(value, Mapping):
+        return _rebuild(value, {k: _cut(v, size, part) for k, v in value.items()})
+    elif isinstance(value, (list, tuple)):
+        if value and all(isinstance(v, _PLAIN) for v in value) and len(value) == size:
+            return _rebuild(value, value[part])
+        return _rebuild(value, [_cut(v, size, part) for v in value])
+    raise NotSliceableError(f"{type(value).__name__} has no example axis of length {size}.")
+
+
+def join(batches: Sequence[Any]) -> Any:
+    """One batch with the examples of all, in order; leaves without an example axis are taken from the first.
+
+    Raises:
+        NotSliceableError: the batches differ in structure or in more than their first dimension.
+    """
+    return _join(list(batches), [leading_size(b) for b in batches])
+
+
+def _join(values: list[Any], sizes: list[int | None]) -> Any:
+    first = values[0]
+    if any(type(v) is not type(first) for v in values):
+        raise NotSliceableError("The batches differ in their types.")
+    if isinstance(first, Tensor):
+        if all(
+            v.ndim and v.shape[0] == n and v.shape[1:] == first.shape[1:] for v, n in zip(values, sizes, strict=True)
+        ):
+            return torch.cat(values)
+        if first.ndim == 0:
+            return first
+    elif isinstance(first, _PLAIN):
+        return first
+    elif isinstance(first, Mapping):
+        if all(v.keys() == first.keys() for v in values):
+            return _rebuild(first, {k: _join([v[k] for v in values], sizes) for k in first})
+    elif isinstance(first, (list, tuple)):
+        if (
+            first
+            and all(isinstance(x, _PLAIN) for x in first)
+            and all(len(v) == n for v, n in zip(values, sizes, strict=True))
+        ):
+            return _rebuild(first, [x for v in values for x in v])
+        if all(len(v) == len(first) for v in values):
+            return _rebuild(first, [_join(list(parts), sizes) for parts in zip(*values, strict=True)])
+    raise NotSliceableError(f"{type(first).__name__} cannot be joined along an example axis.")
+
+
+def _rebuild(like: Any, content: Any) -> Any:
+    if isinstance(like, Mapping):
+        if type(like) is dict:
+            return content
+        fresh = copy.copy(like)
+        for key, value in content.items():
+            fresh[key] = value  # type: ignore[index]
+        return fresh
+    if hasattr(like, "_fields"):
+        return type(like)(*content)
+    return type(like)(content)
+
+
+def digest(value: Any) -> str:
+    """The sha256 of the tensors in ``value``, with their types and shapes, in a fixed order."""
+    sha = hashlib.sha256()
+    for tensor in tensors_in(value):
+        flat = tensor.detach().cpu().contiguous()
+        sha.update(f"{flat.dtype}{tuple(flat.shape)}".encode())
+        sha.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    return sha.hexdigest()
