@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ class HessianProduct:
         theta: the point ``(P,)``.
         chunk_gradient: ``(index, leaf) -> (P,)``, the differentiable gradient of one chunk's mean loss.
         weights: the share of each chunk ``(B,)``.
-        memory_budget: for cached graphs [bytes].
+        memory_budget: for cached graphs [bytes]; by default a quarter of what is free.
+        context: entered around everything that is computed.
     """
 
     def __init__(
@@ -32,11 +34,15 @@ class HessianProduct:
         chunk_gradient: Callable[[int, Tensor], Tensor],
         weights: Tensor,
         memory_budget: int | None = None,
+        context: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.theta = theta.detach().clone()
         self.weights = weights
         self.num_products = 0
-        self.memory_budget = memory_budget or int(FREE_MEMORY_SHARE * free_bytes(theta.device))
+        if memory_budget is None:
+            memory_budget = int(FREE_MEMORY_SHARE * free_bytes(theta.device))
+        self.memory_budget = memory_budget
+        self._context = context
         self._chunk_gradient = chunk_gradient
         self._graphs: dict[int, tuple[Tensor, Tensor]] = {}
         self._graph_bytes: int | None = None
@@ -49,19 +55,16 @@ class HessianProduct:
 
     def __call__(self, vector: Tensor) -> Tensor:
         """∇²L(θ) v ``(P,)``, summed over chunks in float64."""
-        total = torch.zeros_like(self.theta, dtype=torch.float64)
-        for index, weight in enumerate(self.weights.tolist()):
-            if weight:
-                total.add_(self._product(index, vector), alpha=weight)
-        self.num_products += 1
-        return total.to(vector.dtype)
+        return self._apply(vector, None)
+
+    def with_forms(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """The product ``(P,)`` and vᵀH_b v of each chunk's own Hessian, ``(B,)`` in float64, for one product."""
+        forms = torch.zeros(len(self.weights), dtype=torch.float64)
+        return self._apply(vector, forms), forms
 
     def quadratic_forms(self, vector: Tensor) -> Tensor:
         """vᵀH_b v of each chunk's own Hessian, ``(B,)`` in float64; costs one product."""
-        self.num_products += 1
-        pairs = enumerate(self.weights.tolist())
-        forms = [self._product(i, vector).double() @ vector.double() if w else torch.zeros(()) for i, w in pairs]
-        return torch.stack([f.cpu().double() for f in forms])
+        return self.with_forms(vector)[1]
 
     @property
     def num_cached(self) -> int:
@@ -72,13 +75,24 @@ class HessianProduct:
         """Free the cached graphs; the next product builds them anew."""
         self._graphs.clear()
 
+    def _apply(self, vector: Tensor, forms: Tensor | None) -> Tensor:
+        total = torch.zeros_like(self.theta, dtype=torch.float64)
+        with self._context():
+            for index, weight in enumerate(self.weights.tolist()):
+                if weight:
+                    product = self._product(index, vector)
+                    total.add_(product, alpha=weight)
+                    if forms is not None:
+                        forms[index] = torch.dot(product.double(), vector.double())
+        self.num_products += 1
+        return total.to(vector.dtype)
+
     def _product(self, index: int, vector: Tensor) -> Tensor:
         leaf, gradient = self._graph(index)
         if not gradient.requires_grad:
             return torch.zeros_like(vector)
-        with torch.inference_mode(False), torch.enable_grad():
-            kept = index in self._graphs
-            (product,) = torch.autograd.grad(gradient, leaf, vector, retain_graph=kept, allow_unused=True)
+        kept = index in self._graphs
+        (product,) = torch.autograd.grad(gradient, leaf, vector, retain_graph=kept, allow_unused=True)
         return torch.zeros_like(vector) if product is None else product
 
     def _graph(self, index: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from lmc_lightning.core.glassbox import glass_box, seed_everything
 from lmc_lightning.core.hvp import HessianProduct
 from lmc_lightning.core.losstap import LossTap, TappedLoss
 from lmc_lightning.core.params import parameter_layout
-from lmc_lightning.core.shadow import Mode, Shadow, preserved_state
+from lmc_lightning.core.shadow import Mode, Shadow, cast, preserved_state
 from lmc_lightning.core.structure import clone, leading_size, with_tensors
 from lmc_lightning.types import Batch, BatchWeight, LossFn
 
@@ -86,7 +86,7 @@ class Objective:
         self.memory_budget, self.match_precision = memory_budget, match_precision
         self._module, self._loss_fn, self._batch_weight = module, loss_fn, batch_weight
         self._needs_grad = False
-        with self._box():
+        with self.box():
             self._shadow = Shadow(module, replacements=replacements, dtype=dtype)
             self.layout = parameter_layout(self._shadow.module, parameters)
             self._theta = self.layout.flatten(dict(self._shadow.module.named_parameters()))
@@ -99,7 +99,8 @@ class Objective:
             self.baseline = self._evaluate(self._theta, self.batches, None)
 
     @contextmanager
-    def _box(self) -> Iterator[None]:
+    def box(self) -> Iterator[None]:
+        """The glass box, and the module's own Python state behind it: whatever runs inside leaves no trace."""
         with glass_box(match_precision=self.match_precision), preserved_state(self._module):
             yield
 
@@ -107,7 +108,7 @@ class Objective:
         device, dtype = self._theta.device, self._theta.dtype
         if self._shadow.dtype is None:
             return with_tensors(batch, lambda t: t.detach().to(device))
-        return with_tensors(batch, lambda t: t.detach().to(device, dtype if t.is_floating_point() else None))
+        return with_tensors(batch, lambda t: cast(t.detach().to(device), dtype))
 
     @property
     def num_params(self) -> int:
@@ -146,12 +147,12 @@ class Objective:
 
     def evaluate(self, theta: Tensor, *, buffers: Mapping[str, Tensor] | None = None) -> Evaluation:
         """Loss, error and their values per example at θ, one forward pass over the probe set."""
-        with self._box():
+        with self.box():
             return self._evaluate(theta, self.batches, buffers)
 
     def grad(self, theta: Tensor) -> Tensor:
         """∇L(θ) ``(P,)``, summed over chunks in float64."""
-        with self._box():
+        with self.box():
             total = torch.zeros_like(theta, dtype=torch.float64)
             for index, weight in enumerate(self.baseline.weights.tolist()):
                 if weight:
@@ -160,7 +161,7 @@ class Objective:
 
     def hvp(self, theta: Tensor) -> HessianProduct:
         """v ↦ ∇²L(θ) v at a fixed θ; gradient graphs are kept between products as far as the memory budget goes."""
-        return HessianProduct(theta, self._differentiable_gradient, self.baseline.weights, self.memory_budget)
+        return HessianProduct(theta, self._differentiable_gradient, self.baseline.weights, self.memory_budget, self.box)
 
     def chunk_gradient(self, index: int, theta: Tensor) -> Tensor:
         """The gradient ``(P,)`` of one chunk's mean loss at θ."""
@@ -170,7 +171,7 @@ class Objective:
         return self._gradient(index, leaf, create_graph=True)
 
     def _gradient(self, index: int, leaf: Tensor, *, create_graph: bool) -> Tensor:
-        with self._box():
+        with self.box():
             loss = self._chunk_loss(self.module_at(leaf), index, self.batches[index])
             if loss is None or not loss.requires_grad:
                 return torch.zeros_like(leaf)
@@ -206,7 +207,9 @@ class Objective:
     def _evaluate_chunk(
         self, theta: Tensor, index: int, batch: Batch, buffers: Mapping[str, Tensor] | None
     ) -> tuple[float, float, TappedLoss | None] | None:
-        module = self.module_at(theta, buffers=buffers)
+        # Private to the step, which may clamp or re-normalise its parameters in place.
+        leaf = theta.detach().clone().requires_grad_(self._needs_grad)
+        module = self.module_at(leaf, buffers=buffers)
         try:
             with torch.set_grad_enabled(self._needs_grad), LossTap() as tap:
                 loss = self._chunk_loss(module, index, batch)

@@ -1,6 +1,7 @@
 """A copy of any module that shares its parameters and nothing else, to be run in place of the module."""
 
 import copy
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
@@ -37,24 +38,18 @@ class Shadow:
     def __init__(
         self, module: nn.Module, *, replacements: Mapping[str, object] | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        low = any(p.dtype in _LOW_PRECISION for p in module.parameters())
-        self.dtype = torch.float32 if dtype is None and low else dtype
+        self.dtype = dtype or _full_precision(module)
         kept = {} if self.dtype else {id(p): p for p in module.parameters()}
         self._pristine = copy_module(module, kept)
         if self.dtype:
-            self._pristine.to(self.dtype)
+            for tensor in [*self._pristine.parameters(), *self._pristine.buffers()]:
+                tensor.data = cast(tensor.data, self.dtype)
         for submodule in self._pristine.modules():
             if isinstance(submodule, nn.Embedding | nn.EmbeddingBag):
                 submodule.sparse = False  # sparse gradients have no second derivative
-        for name, value in (replacements or {}).items():
-            self._install(name, value)
-
-    def _install(self, name: str, value: object) -> None:
-        # Nested modules of the same kind (a LightningModule inside another) need the same replacement.
-        kind = type(self._pristine)
-        for submodule in self._pristine.modules():
-            if submodule is self._pristine or (hasattr(type(submodule), name) and hasattr(kind, name)):
-                submodule.__dict__[name] = value
+            # Nested modules of the same kind (a LightningModule inside another) need the same replacements.
+            if replacements and all(hasattr(submodule, name) for name in replacements):
+                submodule.__dict__.update(replacements)
 
     @property
     def module(self) -> nn.Module:
@@ -84,6 +79,20 @@ class Shadow:
         return module
 
 
+def _full_precision(module: nn.Module) -> torch.dtype | None:
+    dtypes = {p.dtype for p in module.parameters()}
+    if dtypes.isdisjoint(_LOW_PRECISION):
+        return None
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` in the real floating ``dtype``, or in its complex counterpart, if it is not of integers."""
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
 def copy_module(module: nn.Module, replaced: Mapping[int, object]) -> nn.Module:
     """A deep copy in which the objects of the given ids are replaced, and what refuses to be copied is shared."""
     overrides = _not_copied(module)
@@ -101,8 +110,6 @@ def _not_copied(module: nn.Module) -> dict[int, Any]:
         if isinstance(value, Tensor):
             if not value.is_leaf:
                 overrides[id(value)] = value.detach().clone()
-        elif isinstance(value, torch.Generator):
-            overrides[id(value)] = _clone_generator(value)
         elif _is_shared(value):
             overrides[id(value)] = value
     return overrides
@@ -110,12 +117,6 @@ def _not_copied(module: nn.Module) -> dict[int, Any]:
 
 def _is_shared(value: object) -> bool:
     return isinstance(value, _SHARED) or any(c.__name__ in _SHARED_NAMES for c in type(value).__mro__)
-
-
-def _clone_generator(generator: torch.Generator) -> torch.Generator:
-    fresh = torch.Generator(device=generator.device)
-    fresh.set_state(generator.get_state())
-    return fresh
 
 
 def _refusing(module: nn.Module, overrides: Mapping[int, object]) -> dict[int, Any]:
@@ -136,10 +137,9 @@ def _refusing(module: nn.Module, overrides: Mapping[int, object]) -> dict[int, A
 def preserved_state(module: nn.Module) -> Iterator[None]:
     """Python attributes and buffers of ``module`` are as before afterwards, even if a hook's closure reached them."""
     attributes = [(m, {k: v for k, v in vars(m).items() if k not in _MODULE_SLOTS}) for m in module.modules()]
-    containers = [
-        (v, copy.copy(v)) for v in walk([a for _, a in attributes], _is_shared) if type(v) in (list, dict, set)
-    ]
-    buffers = [(b, b._version, b.detach().clone()) for b in module.buffers()]
+    reached = [*walk([a for _, a in attributes], _is_shared), *(vars(m)[s] for m, _ in attributes for s in _MODULE_SLOTS)]
+    containers = [(v, _content(v)) for v in reached if isinstance(v, list | deque | dict | set)]
+    buffers = [(b, b.detach().clone()) for b in module.buffers()]
     try:
         yield
     finally:
@@ -150,19 +150,27 @@ def preserved_state(module: nn.Module) -> Iterator[None]:
                 del submodule.__dict__[name]
             submodule.__dict__.update(saved)
         with torch.no_grad():
-            for buffer, version, content in buffers:
-                if buffer._version != version:
+            for buffer, content in buffers:
+                # Not by version: the kernels of BatchNorm write running statistics without counting it.
+                if not torch.equal(buffer, content):
                     buffer.copy_(content)
 
 
+def _content(container: Any) -> Any:
+    kind = next(kind for kind in (dict, set, list) if kind is list or isinstance(container, kind))
+    return kind(container)
+
+
 def _restore(container: Any, content: Any) -> None:
-    if type(container) is list:
-        if len(container) != len(content) or any(a is not b for a, b in zip(container, content, strict=True)):
-            container[:] = content
-    elif container != content if type(container) is set else _differs(container, content):
-        container.clear()
-        container.update(content)
+    if not _differs(container, content):
+        return
+    container.clear()
+    container.extend(content) if isinstance(content, list) else container.update(content)
 
 
-def _differs(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
-    return list(now) != list(before) or any(now[k] is not before[k] for k in before)
+def _differs(now: Any, before: Any) -> bool:
+    if isinstance(before, set):
+        return bool(now != before)
+    if isinstance(before, dict):
+        return list(now) != list(before) or any(now[k] is not before[k] for k in before)
+    return len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True))
