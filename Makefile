@@ -1,0 +1,38 @@
+# The two commands: `make demo` and `make test`. Each sets up all it needs in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+THREADS ?= 2
+
+.PHONY: demo test lint types unit check-fresh clean
+
+demo: .venv/.package
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python examples/quickstart.py
+
+test: lint types unit
+
+lint: .venv/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/.test
+	$(BIN)/mypy
+
+unit: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not browser"
+
+# Both commands as a newcomer meets them: from a clone of the last commit, in a folder of its own.
+check-fresh:
+	folder=$$(mktemp -d) && git clone --quiet . $$folder/lmc_lightning && \
+	$(MAKE) -C $$folder/lmc_lightning demo && $(MAKE) -C $$folder/lmc_lightning test && rm -rf $$folder
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/.package: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/.test: .venv/.package
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
