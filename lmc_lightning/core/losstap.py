@@ -88,9 +88,10 @@ class LossTap(TorchFunctionMode):
 
 
 def _equals(result: Any, loss: Tensor) -> bool:
-    return result is loss or (
-        isinstance(result, Tensor) and result.numel() == loss.numel() == 1 and result.item() == loss.item()
-    )
+    if not isinstance(result, Tensor) or result.numel() != 1 or loss.numel() != 1:
+        return False
+    # NaN equals NaN: a batch whose targets are all ignored has no mean, and no weight.
+    return result is loss or result.item() == loss.item() or bool(result.isnan() & loss.isnan())
 
 
 def _tapped(func: Callable[..., Any], arguments: dict[str, Any]) -> TappedLoss | None:

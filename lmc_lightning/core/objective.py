@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lmc_lightning.core.chunks import Weighting, rechunk
 from lmc_lightning.core.glassbox import glass_box, seed_everything
-from lmc_lightning.core.hvp import HessianProduct
+from lmc_lightning.core.hvp import FiniteDifferenceProduct, HessianProduct
 from lmc_lightning.core.losstap import LossTap, TappedLoss
 from lmc_lightning.core.params import parameter_layout
 from lmc_lightning.core.shadow import Mode, Shadow, cast, preserved_state
@@ -19,6 +21,9 @@ from lmc_lightning.types import Batch, BatchWeight, LossFn
 CHUNK_SIZE = {"cpu": 128}
 """Examples a chunk by device type: small chunks stay in a CPU's cache; elsewhere ``DEFAULT_CHUNK_SIZE``."""
 DEFAULT_CHUNK_SIZE = 1024
+
+
+SecondOrder: TypeAlias = Literal["autograd", "finite_differences"]
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,11 @@ class Objective:
         seed: of the random numbers that the step itself draws, the same at each evaluation.
         dtype: floating dtype to compute in; by default that of the parameters, float32 if these are of 16 bits.
         chunk_size: examples evaluated at a time; by default from the device.
+        keep_batches: evaluate the batches as they are given, uncut.
         memory_budget: bytes that cached gradient graphs may take; by default a quarter of what is free.
         replacements: attributes to set on the shadow.
         match_precision: keep the caller's autocast and TF32 instead of true float32.
+        second_order: ``"finite_differences"`` of gradients where double backward is missing or wrong; in float64 only.
 
     Raises:
         ValueError: no batches, or no parameters to measure.
@@ -78,11 +85,13 @@ class Objective:
         seed: int = 0,
         dtype: torch.dtype | None = None,
         chunk_size: int | None = None,
+        keep_batches: bool = False,
         memory_budget: int | None = None,
         replacements: Mapping[str, object] | None = None,
         match_precision: bool = False,
+        second_order: SecondOrder = "autograd",
     ) -> None:
-        self.mode, self.seed = mode, seed
+        self.mode, self.seed, self.second_order = mode, seed, second_order
         self.memory_budget, self.match_precision = memory_budget, match_precision
         self._module, self._loss_fn, self._batch_weight = module, loss_fn, batch_weight
         self._needs_grad = False
@@ -93,10 +102,12 @@ class Objective:
             given = [self._prepared(b) for b in batches]
             if not given:
                 raise ValueError("Expected at least one probe batch, got none. Give a loader that yields batches.")
+            if keep_batches:
+                self.batches, self.additive = tuple(given), False
+                return
             size = chunk_size or CHUNK_SIZE.get(self._theta.device.type, DEFAULT_CHUNK_SIZE)
             chunks = rechunk(given, size, lambda some: self._evaluate(self._theta, some, None).loss)
             self.batches, self.additive = chunks.batches, chunks.additive
-            self.baseline = self._evaluate(self._theta, self.batches, None)
 
     @contextmanager
     def box(self) -> Iterator[None]:
@@ -109,6 +120,11 @@ class Objective:
         if self._shadow.dtype is None:
             return with_tensors(batch, lambda t: t.detach().to(device))
         return with_tensors(batch, lambda t: cast(t.detach().to(device), dtype))
+
+    @cached_property
+    def baseline(self) -> Evaluation:
+        """The evaluation at ``theta()``; its weights are those of every mean over the probe set."""
+        return self.evaluate(self._theta)
 
     @property
     def num_params(self) -> int:
@@ -161,13 +177,16 @@ class Objective:
 
     def hvp(self, theta: Tensor) -> HessianProduct:
         """v ↦ ∇²L(θ) v at a fixed θ; gradient graphs are kept between products as far as the memory budget goes."""
-        return HessianProduct(theta, self._differentiable_gradient, self.baseline.weights, self.memory_budget, self.box)
+        if self.second_order == "finite_differences":
+            return FiniteDifferenceProduct(theta, self.chunk_gradient, self.baseline.weights, 0, self.box)
+        return HessianProduct(theta, self.differentiable_gradient, self.baseline.weights, self.memory_budget, self.box)
 
     def chunk_gradient(self, index: int, theta: Tensor) -> Tensor:
         """The gradient ``(P,)`` of one chunk's mean loss at θ."""
         return self._gradient(index, theta.detach().clone().requires_grad_(), create_graph=False)
 
-    def _differentiable_gradient(self, index: int, leaf: Tensor) -> Tensor:
+    def differentiable_gradient(self, index: int, leaf: Tensor) -> Tensor:
+        """The gradient ``(P,)`` of one chunk's mean loss with respect to ``leaf``, with its graph."""
         return self._gradient(index, leaf, create_graph=True)
 
     def _gradient(self, index: int, leaf: Tensor, *, create_graph: bool) -> Tensor:

@@ -76,6 +76,8 @@ class Shadow:
         for submodule in module.modules():
             if isinstance(submodule, _DROPOUT):
                 submodule.training = False
+            elif isinstance(submodule, nn.MultiheadAttention | nn.RNNBase):
+                submodule.dropout = 0.0
         return module
 
 
@@ -137,7 +139,8 @@ def _refusing(module: nn.Module, overrides: Mapping[int, object]) -> dict[int, A
 def preserved_state(module: nn.Module) -> Iterator[None]:
     """Python attributes and buffers of ``module`` are as before afterwards, even if a hook's closure reached them."""
     attributes = [(m, {k: v for k, v in vars(m).items() if k not in _MODULE_SLOTS}) for m in module.modules()]
-    reached = [*walk([a for _, a in attributes], _is_shared), *(vars(m)[s] for m, _ in attributes for s in _MODULE_SLOTS)]
+    slots = [vars(m)[slot] for m in module.modules() for slot in _MODULE_SLOTS]
+    reached = [*slots, *walk([a for _, a in attributes], _is_shared)]
     containers = [(v, _content(v)) for v in reached if isinstance(v, list | deque | dict | set)]
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
     try:

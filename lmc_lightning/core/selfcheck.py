@@ -1,0 +1,140 @@
+"""Is the Hessian product that autograd gives the derivative of the gradient? One test in float64 answers for a module.
+
+Some operations have a wrong or missing second derivative and raise no error; some steps have no Hessian at all, because
+what they call gradient is not that of the computed loss (straight-through estimators, power iterations).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lmc_lightning.core.hvp import relative_step
+from lmc_lightning.core.objective import Objective
+
+TOLERANCE = 1e-3
+"""Largest relative disagreement that is put down to rounding and kinks."""
+_STEPS = (1.0, 30.0, 1000.0)
+"""Multiples of the float64 step: parts of a step that compute in float32 need a larger one."""
+_LARGEST_SEARCH = 64
+
+Verdict = Literal["exact", "finite_differences", "no_hessian", "unchecked"]
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """Whether second derivatives can be trusted, and by which route to take them."""
+
+    verdict: Verdict
+    reason: str = ""
+    relative_error: float = 0.0
+    """Of the product against central differences of gradients, along one random direction."""
+    suspect: str = ""
+    """The parameter along which the disagreement is largest."""
+
+
+def self_check(objective: Objective, seed: int = 0) -> SelfCheck:
+    """The verdict on one objective, best made in float64 on one chunk. Costs about 12 gradients of that chunk.
+
+    Args:
+        objective: made with ``dtype=torch.float64``.
+        seed: of the random directions.
+    """
+    theta = objective.theta()
+    generator = torch.Generator().manual_seed(seed)
+    u, v = (torch.randn(theta.shape, generator=generator, dtype=theta.dtype).to(theta.device) for _ in range(2))
+    if float(objective.loss(theta)) != float(objective.loss(theta)):
+        return SelfCheck("no_hessian", "two evaluations at one point give different losses")
+    error = _gradient_error(objective, theta, v)
+    if error > TOLERANCE:
+        reason = f"the gradient is not that of the loss (relative error {error:.1e} along a random direction)"
+        return SelfCheck("no_hessian", f"{reason}: straight-through estimates and power iterations do this", error)
+    return _check_products(objective, theta, u, v)
+
+
+def _check_products(objective: Objective, theta: Tensor, u: Tensor, v: Tensor) -> SelfCheck:
+    pruned = pruned_nodes(objective.differentiable_gradient(0, theta.clone().requires_grad_()))
+    try:
+        with objective.hvp(theta) as product:
+            hu, hv = product(u), product(v)
+            error = _product_error(objective, theta, v, hv)
+            asymmetry = float((u @ hv - v @ hu).abs() / (u.norm() * hv.norm()).clamp(min=1e-300))
+            if not pruned and error <= TOLERANCE and asymmetry <= TOLERANCE:
+                return SelfCheck("exact", relative_error=error)
+            suspect = _suspect(objective, theta, v, product)
+    except RuntimeError as failure:
+        return SelfCheck("finite_differences", f"no double backward: {str(failure).splitlines()[0]}")
+    reason = f"double backward is wrong (relative error {error:.1e}, asymmetry {asymmetry:.1e})"
+    if pruned:
+        reason = f"double backward skips {', '.join(sorted(pruned))}"
+    return SelfCheck("finite_differences", reason, error, suspect)
+
+
+def _gradient_error(objective: Objective, theta: Tensor, v: Tensor) -> float:
+    gradient = objective.grad(theta)
+    if not gradient.any():
+        return 0.0
+    direction = gradient / gradient.norm() + v / v.norm()
+    slope = float(gradient @ direction)
+
+    def error(step: float) -> float:
+        rise = float(objective.loss(theta + step * direction) - objective.loss(theta - step * direction))
+        return abs(rise / (2 * step) - slope) / abs(slope)
+
+    return _smallest(error, relative_step(theta, direction))
+
+
+def _product_error(objective: Objective, theta: Tensor, v: Tensor, product: Tensor) -> float:
+    floor = 1e-6 * float(objective.grad(theta).norm() * v.norm() / theta.norm().clamp(min=1e-12))
+
+    def error(step: float) -> float:
+        difference = (objective.grad(theta + step * v) - objective.grad(theta - step * v)) / (2 * step)
+        return float((product - difference).norm()) / max(float(difference.norm()), floor, 1e-300)
+
+    return _smallest(error, relative_step(theta, v))
+
+
+def _smallest(error: Callable[[float], float], step: float) -> float:
+    smallest = float("inf")
+    for multiple in _STEPS:
+        smallest = min(smallest, error(multiple * step))
+        if smallest <= TOLERANCE:
+            break
+    return smallest
+
+
+def _suspect(objective: Objective, theta: Tensor, v: Tensor, product: Callable[[Tensor], Tensor]) -> str:
+    """The parameter tensor along which product and differences disagree most; the first ones only in large modules."""
+    worst, name_of_worst = 0.0, ""
+    for name, part in _parts(objective, v):
+        error = _product_error(objective, theta, part, product(part))
+        if error > worst:
+            worst, name_of_worst = error, name
+    return name_of_worst
+
+
+def _parts(objective: Objective, v: Tensor) -> Iterator[tuple[str, Tensor]]:
+    start = 0
+    for name, size in list(zip(objective.layout.names, objective.layout.sizes, strict=True))[:_LARGEST_SEARCH]:
+        part = torch.zeros_like(v)
+        part[start : start + size] = v[start : start + size]
+        yield name, part
+        start += size
+
+
+def pruned_nodes(gradient: Tensor) -> set[str]:
+    """Names of the nodes behind a differentiable gradient that would raise if the engine did not prune them."""
+    found: set[str] = set()
+    seen: set[object] = set()
+    stack = [gradient.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if "Error" in node.name() or "NotImplemented" in node.name():
+            found.add(node.name())
+        stack.extend(parent for parent, _ in node.next_functions)
+    return found
