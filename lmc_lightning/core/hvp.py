@@ -47,6 +47,7 @@ class HessianProduct:
         self._chunk_gradient = chunk_gradient
         self._graphs: dict[int, tuple[Tensor, Tensor]] = {}
         self._graph_bytes: int | None = None
+        self._leaf: Tensor | None = None
 
     def __enter__(self) -> "HessianProduct":
         return self
@@ -114,7 +115,9 @@ class HessianProduct:
         if index in self._graphs:
             return self._graphs[index]
         self._num_chunk_gradients += 1
-        leaf = self.theta.clone().requires_grad_()
+        if self._leaf is None:  # not before, since a product may be asked for in inference mode
+            self._leaf = self.theta.clone().requires_grad_()
+        leaf = self._leaf
         if self._graph_bytes is None:
             with _CountBytes() as counted:
                 gradient = self._chunk_gradient(index, leaf)

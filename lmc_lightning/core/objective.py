@@ -14,7 +14,7 @@ from lmc_lightning.core.glassbox import glass_box, seed_everything
 from lmc_lightning.core.hvp import FiniteDifferenceProduct, HessianProduct
 from lmc_lightning.core.losstap import LossTap, TappedLoss
 from lmc_lightning.core.params import parameter_layout
-from lmc_lightning.core.shadow import Mode, Shadow, cast, preserved_state
+from lmc_lightning.core.shadow import Mode, Shadow, cast, preserved_state, state_of
 from lmc_lightning.core.structure import clone, leading_size, with_tensors
 from lmc_lightning.types import Batch, BatchWeight, LossFn
 
@@ -95,6 +95,8 @@ class Objective:
         self.memory_budget, self.match_precision = memory_budget, match_precision
         self._module, self._loss_fn, self._batch_weight = module, loss_fn, batch_weight
         self._needs_grad = False
+        self._stateful: bool | None = None  # unknown until the baseline pass has been watched
+        self._latest: tuple[Tensor, nn.Module] | None = None
         with self.box():
             self._shadow = Shadow(module, replacements=replacements, dtype=dtype)
             self.layout = parameter_layout(self._shadow.module, parameters)
@@ -124,7 +126,9 @@ class Objective:
     @cached_property
     def baseline(self) -> Evaluation:
         """The evaluation at ``theta()``; its weights are those of every mean over the probe set."""
-        return self.evaluate(self._theta)
+        evaluation = self.evaluate(self._theta)
+        self._stateful = self._stateful is True
+        return evaluation
 
     @property
     def num_params(self) -> int:
@@ -170,9 +174,11 @@ class Objective:
         """∇L(θ) ``(P,)``, summed over chunks in float64."""
         with self.box():
             total = torch.zeros_like(theta, dtype=torch.float64)
+            leaf = theta.detach().clone().requires_grad_()
             for index, weight in enumerate(self.baseline.weights.tolist()):
                 if weight:
-                    total.add_(self.chunk_gradient(index, theta), alpha=weight)
+                    total.add_(self._gradient(index, leaf, create_graph=False), alpha=weight)
+            self._latest = None
         return total.to(theta.dtype)
 
     def hvp(self, theta: Tensor) -> HessianProduct:
@@ -191,7 +197,7 @@ class Objective:
 
     def _gradient(self, index: int, leaf: Tensor, *, create_graph: bool) -> Tensor:
         with self.box():
-            loss = self._chunk_loss(self.module_at(leaf), index, self.batches[index])
+            loss = self._chunk_loss(self._module_for(leaf), index, self.batches[index])
             if loss is None or not loss.requires_grad:
                 return torch.zeros_like(leaf)
             (gradient,) = torch.autograd.grad(loss, leaf, create_graph=create_graph, allow_unused=True)
@@ -203,6 +209,14 @@ class Objective:
         """A fresh module whose selected parameters are differentiable views of θ."""
         return self._shadow.at(self.layout.unflatten(theta), buffers=buffers, mode=mode or self.mode)
 
+    def _module_for(self, leaf: Tensor, buffers: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """A module at ``leaf`` in its pristine state: the last one, where steps were seen to leave that as it is."""
+        if self._stateful is False and self._latest is not None and self._latest[0] is leaf:
+            return self._latest[1]
+        module = self.module_at(leaf, buffers=buffers)
+        self._latest = (leaf, module)
+        return module
+
     def step(self, module: nn.Module, batch: Batch, *, seed: int = 0) -> Tensor | None:
         """The loss of ``batch`` by the user's own step on ``module`` (from :meth:`module_at`), under a fixed seed."""
         seed_everything(self.seed + seed)
@@ -213,7 +227,10 @@ class Objective:
         return None if loss is None else loss.reshape(())
 
     def _evaluate(self, theta: Tensor, batches: Sequence[Batch], buffers: Mapping[str, Tensor] | None) -> Evaluation:
-        parts = [self._evaluate_chunk(theta, i, batch, buffers) for i, batch in enumerate(batches)]
+        # Private to the steps, which may clamp or re-normalise their parameters in place.
+        leaf = theta.detach().clone().requires_grad_(self._needs_grad)
+        parts = [self._evaluate_chunk(leaf, i, batch, buffers) for i, batch in enumerate(batches)]
+        self._latest = None
         used = [part for part in parts if part is not None]
         if not used:
             raise ValueError(f"The step returned no loss for any of {len(parts)} batches in mode={self.mode!r}.")
@@ -224,11 +241,13 @@ class Objective:
         )
 
     def _evaluate_chunk(
-        self, theta: Tensor, index: int, batch: Batch, buffers: Mapping[str, Tensor] | None
+        self, leaf: Tensor, index: int, batch: Batch, buffers: Mapping[str, Tensor] | None
     ) -> tuple[float, float, TappedLoss | None] | None:
-        # Private to the step, which may clamp or re-normalise its parameters in place.
-        leaf = theta.detach().clone().requires_grad_(self._needs_grad)
-        module = self.module_at(leaf, buffers=buffers)
+        if self._stateful is not False:
+            leaf = leaf.detach().clone()
+        leaf.requires_grad_(self._needs_grad)
+        module = self._module_for(leaf, buffers)
+        before = state_of(module) if self._stateful is None else None
         try:
             with torch.set_grad_enabled(self._needs_grad), LossTap() as tap:
                 loss = self._chunk_loss(module, index, batch)
@@ -237,7 +256,9 @@ class Objective:
                 raise
             # Some steps differentiate inside themselves and cannot run without a graph.
             self._needs_grad = True
-            return self._evaluate_chunk(theta, index, batch, buffers)
+            return self._evaluate_chunk(leaf, index, batch, buffers)
+        if before is not None and state_of(module) != before:
+            self._stateful = True
         if loss is None:
             return None
         tapped = tap.match(loss)

@@ -1,6 +1,7 @@
 """A copy of any module that shares its parameters and nothing else, to be run in place of the module."""
 
 import copy
+import random
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from lmc_lightning.core.structure import walk
+from lmc_lightning.core.structure import PLAIN, walk
 
 Mode: TypeAlias = Literal["eval", "train"]
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _SHARED = (Dataset, DataLoader, Optimizer)
 _SHARED_NAMES = {"Trainer", "LightningDataModule", "ProcessGroup"}  # this package does not import Lightning
+_CONTAINERS = (list, tuple, set, frozenset, deque)
 _MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -50,6 +52,7 @@ class Shadow:
             # Nested modules of the same kind (a LightningModule inside another) need the same replacements.
             if replacements and all(hasattr(submodule, name) for name in replacements):
                 submodule.__dict__.update(replacements)
+        self._overrides = not_copied(self._pristine)
 
     @property
     def module(self) -> nn.Module:
@@ -68,7 +71,7 @@ class Shadow:
         replaced: dict[int, object] = {}
         for name, parameter in self._pristine.named_parameters():
             replaced[id(parameter)] = tensors[name] if name in tensors else parameter.detach().clone()
-        module = copy_module(self._pristine, replaced)
+        module = copy_module(self._pristine, replaced, self._overrides)
         for name, value in (buffers or {}).items():
             module.get_buffer(name).copy_(value)
         if mode == "eval":
@@ -95,9 +98,11 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def copy_module(module: nn.Module, replaced: Mapping[int, object]) -> nn.Module:
+def copy_module(
+    module: nn.Module, replaced: Mapping[int, object], overrides: dict[int, Any] | None = None
+) -> nn.Module:
     """A deep copy in which the objects of the given ids are replaced, and what refuses to be copied is shared."""
-    overrides = _not_copied(module)
+    overrides = not_copied(module) if overrides is None else overrides
     try:
         return copy.deepcopy(module, overrides | dict(replaced))
     except Exception:
@@ -106,7 +111,8 @@ def copy_module(module: nn.Module, replaced: Mapping[int, object]) -> nn.Module:
         return copy.deepcopy(module, overrides | refusing | dict(replaced))
 
 
-def _not_copied(module: nn.Module) -> dict[int, Any]:
+def not_copied(module: nn.Module) -> dict[int, Any]:
+    """What a deep copy must replace, by id: non-leaf tensors by clones, data and trainers by themselves."""
     overrides: dict[int, Any] = {}
     for value in walk(module, _is_shared):
         if isinstance(value, Tensor):
@@ -133,6 +139,26 @@ def _refusing(module: nn.Module, overrides: Mapping[int, object]) -> dict[int, A
             if not isinstance(value, dict | list | tuple | set):
                 refusing[id(value)] = value
     return refusing
+
+
+def state_of(module: nn.Module) -> list[object]:
+    """All that a step may change in ``module``, comparable with ``==``; tensors by version and sum."""
+    return [_state_of(value) for value in walk(module, _is_shared)]
+
+
+def _state_of(value: Any) -> object:
+    if isinstance(value, Tensor):
+        content = value.detach() if value.is_complex() else value.detach().double()
+        return id(value), value._version, float(content.abs().sum())
+    if isinstance(value, torch.Generator):
+        return value.get_state().tolist()
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if hasattr(value, "bit_generator"):
+        return str(value.bit_generator.state)
+    attributes = getattr(value, "__dict__", {})
+    members = [*value.values()] if isinstance(value, Mapping) else [*value] if isinstance(value, _CONTAINERS) else []
+    return id(value), [v for v in [*members, *attributes.values()] if isinstance(v, PLAIN)]
 
 
 @contextmanager

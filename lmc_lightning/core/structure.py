@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 MAX_DEPTH = 12
-_PLAIN = (str, bytes, int, float, complex, bool, type(None), type)
+PLAIN = (str, bytes, int, float, complex, bool, type(None), type)
+"""Types of values that hold no others."""
 
 
 def walk(root: object, is_leaf: Callable[[object], bool] | None = None) -> Iterator[object]:
@@ -21,7 +23,7 @@ def walk(root: object, is_leaf: Callable[[object], bool] | None = None) -> Itera
     stack: list[tuple[object, int]] = [(root, 0)]
     while stack:
         value, depth = stack.pop()
-        if isinstance(value, _PLAIN) or id(value) in seen:
+        if isinstance(value, PLAIN) or id(value) in seen:
             continue
         seen.add(id(value))
         yield value
@@ -36,7 +38,7 @@ def _children(value: object) -> list[object]:
     attributes = [] if is_code else list(getattr(value, "__dict__", {}).values())
     if isinstance(value, Mapping):
         return [*value.values(), *attributes]
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
         return [*value, *attributes]
     return attributes
 
@@ -82,12 +84,12 @@ def _cut(value: Any, size: int | None, part: slice) -> Any:
             return value[part]
         if value.ndim == 0:
             return value
-    elif isinstance(value, _PLAIN):
+    elif isinstance(value, PLAIN):
         return value
     elif isinstance(value, Mapping):
         return _rebuild(value, {k: _cut(v, size, part) for k, v in value.items()})
     elif isinstance(value, (list, tuple)):
-        if value and all(isinstance(v, _PLAIN) for v in value) and len(value) == size:
+        if value and all(isinstance(v, PLAIN) for v in value) and len(value) == size:
             return _rebuild(value, value[part])
         return _rebuild(value, [_cut(v, size, part) for v in value])
     raise NotSliceableError(f"{type(value).__name__} has no example axis of length {size}.")
@@ -113,7 +115,7 @@ def _join(values: list[Any], sizes: list[int | None]) -> Any:
             return torch.cat(values)
         if first.ndim == 0:
             return first
-    elif isinstance(first, _PLAIN):
+    elif isinstance(first, PLAIN):
         return first
     elif isinstance(first, Mapping):
         if all(v.keys() == first.keys() for v in values):
@@ -121,7 +123,7 @@ def _join(values: list[Any], sizes: list[int | None]) -> Any:
     elif isinstance(first, (list, tuple)):
         if (
             first
-            and all(isinstance(x, _PLAIN) for x in first)
+            and all(isinstance(x, PLAIN) for x in first)
             and all(len(v) == n for v, n in zip(values, sizes, strict=True))
         ):
             return _rebuild(first, [x for v in values for x in v])
