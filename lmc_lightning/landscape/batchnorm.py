@@ -1,0 +1,116 @@
+"""Running statistics of BatchNorm at a given θ, estimated anew from training batches."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmc_lightning.core.glassbox import glass_box
+from lmc_lightning.core.objective import Objective
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether ``module`` normalises with running statistics of batches, which a change of θ leaves stale."""
+    return any(True for _ in _tracking(module))
+
+
+def running_statistics(
+    objective: Objective, theta: Tensor, buffers: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The buffers at θ with BatchNorm's running statistics of the training data in place of the given ones.
+
+    One pass in train mode with dropout off. A layer normalises batch b by the batch's own mean μ_b and variance σ_b²
+    over n_b values a channel, as in training, and these are pooled in float64 over N = Σ n_b values:
+    mean = Σ n_b μ_b / N, var = Σ n_b (σ_b² + μ_b²) / N − mean², times N/(N−1). In deeper layers they depend on how the
+    data are cut into batches, so the batches belong to the result. Costs a forward pass over them.
+
+    Layers that training itself keeps in eval mode (frozen statistics) and that no batch reaches keep what they have;
+    so do ``num_batches_tracked`` and InstanceNorm.
+
+    Args:
+        objective: the module on the training batches, made with ``mode="train"`` and ``chunk_size`` of the batches'
+            size, so that they stay as they are.
+        theta: the point ``(P,)``.
+        buffers: by name; by default those of the objective's module.
+
+    Raises:
+        ValueError: the objective is one in eval mode.
+    """
+    if objective.mode != "train":
+        raise ValueError(
+            f"Expected an Objective with mode='train' for BatchNorm statistics, got mode={objective.mode!r}. "
+            "Make one from the training batches with mode='train'."
+        )
+    given = objective.buffers | dict(buffers or {})
+    # θ carries no gradient, so that nothing is recorded although a step may differentiate by its inputs.
+    with glass_box(match_precision=objective.match_precision):
+        module = objective.module_at(theta.detach(), buffers=given)
+        frozen = {name for name, layer in _tracking(module) if module.training and not layer.training}
+        pools = {name: _Pool.of(layer) for name, layer in _tracking(module) if name not in frozen}
+        for index, batch in enumerate(objective.batches):
+            objective.step(module, batch, seed=index)
+    for name, pool in pools.items():
+        if pool.counts:
+            mean, variance = pool.statistics()
+            given[f"{name}running_mean"] = mean.to(given[f"{name}running_mean"])
+            given[f"{name}running_var"] = variance.to(given[f"{name}running_var"])
+    return given
+
+
+def _tracking(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Layers with running statistics, each with the prefix of its buffers' names."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, _BATCH_NORMS) and layer.running_mean is not None:
+            yield (f"{name}." if name else ""), layer
+
+
+@dataclass
+class _Pool:
+    """Statistics of the batches that a layer has seen: values a channel, means and unbiased variances ``(C,)``."""
+
+    counts: list[int] = field(default_factory=list)
+    means: list[Tensor] = field(default_factory=list)
+    variances: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, layer: Any) -> "_Pool":
+        """A pool filled by ``layer`` each time it runs; at momentum 1 its buffers are the batch's own statistics."""
+        pool = cls()
+        layer.train()
+        layer.momentum = 1.0
+        layer.running_mean.zero_()  # 0 · NaN would stay
+        layer.running_var.fill_(1)
+        if isinstance(layer, nn.SyncBatchNorm):
+            # Other processes are not measuring: a collective call here would wait for them for ever.
+            layer.__dict__["forward"] = partial(_local_batch_norm, layer)
+        layer.register_forward_hook(pool.add, with_kwargs=True)
+        return pool
+
+    def add(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Take the statistics of the batch that ``layer`` has just seen."""
+        values: Tensor = args[0] if args else kwargs["input"]
+        self.counts.append(values.numel() // values.shape[1])
+        self.means.append(layer.running_mean.to(torch.float64, copy=True))
+        self.variances.append(layer.running_var.to(torch.float64, copy=True))
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance of all values, ``(C,)`` each, in float64."""
+        means = torch.stack(self.means)
+        counts = means.new_tensor(self.counts).unsqueeze(1)
+        total = counts.sum()
+        mean = (counts * means).sum(0) / total
+        # Within and between batches: the same sum as E[x²] − mean², without its cancellation.
+        squares = (counts - 1) * torch.stack(self.variances) + counts * (means - mean).square()
+        return mean, squares.sum(0) / (total - 1)
+
+
+def _local_batch_norm(layer: Any, input: Tensor) -> Tensor:
+    return F.batch_norm(
+        input, layer.running_mean, layer.running_var, layer.weight, layer.bias, True, layer.momentum, layer.eps
+    )

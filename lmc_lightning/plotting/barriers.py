@@ -1,0 +1,193 @@
+"""Pictures of barriers: the curves between two networks, and tables over branch points and later epochs."""
+
+from collections.abc import Sequence
+from math import floor, isfinite, isnan, log10
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from numpy.typing import ArrayLike, NDArray
+
+from lmc_lightning.landscape.barrier import Barrier
+from lmc_lightning.plotting.style import BLANK, FIGURE_SIZE, INK, new_axes, set_heading, style
+
+_MAX_LABELS = 12
+_MAX_DETAILED = 6  # more bands and uprights hide the curves
+_CELL_WIDTH = 0.5  # [inches]
+_POLICIES = {
+    "recompute": "BatchNorm recomputed on training data",
+    "interpolate": "BatchNorm statistics interpolated",
+    "endpoint": "BatchNorm statistics of A",
+}
+
+
+def barrier_caption(barrier: Barrier) -> str:
+    """The data and policy behind a barrier in one line."""
+    unit = f"{barrier.unit}s" if barrier.unit else "samples"
+    samples = f", {barrier.num_samples:,} {unit}" if barrier.num_samples else ""
+    parts = [f"{barrier.split or 'data'}{samples}", f"{barrier.num_points} points"]
+    if barrier.batch_stats is not None:
+        parts.append(_POLICIES[barrier.batch_stats])
+    return " · ".join(parts)
+
+
+def plot_barrier_curves(
+    curves: Sequence[tuple[str, Barrier]],
+    ax: Axes | None = None,
+    *,
+    title: str = "",
+    ends: tuple[str, str] = ("A", "B"),
+) -> Axes:
+    """The metric along the paths of several pairs, each with its chord (dashed).
+
+    Up to six curves also show their barrier as an upright line at the peak and their simultaneous confidence band.
+
+    Args:
+        curves: label and barrier of each pair, in the order of the colours, e.g. later epochs.
+        ax: where to draw; by default in a new figure.
+        title: of the figure.
+        ends: names of the networks at t = 0 and t = 1.
+
+    Raises:
+        ValueError: no curve, or curves of different metrics or splits.
+    """
+    kinds = {(b.metric, b.split) for _, b in curves}
+    if len(kinds) != 1:
+        raise ValueError(f"Expected barriers of one metric on one split, got {sorted(kinds) or 'none'}.")
+    colors = mpl.colormaps["viridis"](np.linspace(0, 0.8, len(curves)))
+    labelled = set(np.linspace(0, len(curves) - 1, _MAX_LABELS).round().astype(int).tolist())
+    first, detailed = curves[0][1], len(curves) <= _MAX_DETAILED
+    with style():
+        ax = ax if ax is not None else new_axes()
+        for index, (label, barrier) in enumerate(curves):
+            _draw_curve(ax, barrier, colors[index], _legend_label(label, barrier) if index in labelled else "_hidden")
+            if detailed:
+                _draw_evidence(ax, barrier, colors[index])
+        ax.set_xlim(0, 1)
+        ax.set_xlabel(f"t  (0 = {ends[0]}, 1 = {ends[1]})")
+        ax.set_ylabel(f"{first.split} {first.metric}".strip())
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="barrier ± stderr", alignment="left")
+        band = " · shaded: 95 % sup-t band over the data" if detailed and isfinite(first.band_quantile) else ""
+        definition = f"barrier: largest height above the chord (dashed){band}"
+        set_heading(ax, title or f"{first.metric.capitalize()} on the line", f"{definition}\n{barrier_caption(first)}")
+    return ax
+
+
+def _legend_label(label: str, barrier: Barrier) -> str:
+    stderr = barrier.stderr_data["barrier"]
+    spread = "" if isnan(stderr) else f" ± {stderr:.1g}"
+    return f"{label}: {barrier.barrier:.3g}{spread}"
+
+
+def _draw_curve(ax: Axes, barrier: Barrier, color: NDArray[np.float64], label: str) -> None:
+    ts = barrier.ts.numpy()
+    ax.plot(ts, barrier.values.numpy(), color=color, label=label)
+    ax.plot(ts, barrier.chord.numpy(), color=color, linestyle="--", linewidth=0.9, label="_chord")
+
+
+def _draw_evidence(ax: Axes, barrier: Barrier, color: NDArray[np.float64]) -> None:
+    ts, values = barrier.ts.numpy(), barrier.values.numpy()
+    half = barrier.band_quantile * barrier.gap_stderr.numpy()
+    if np.isfinite(half).any():
+        ax.fill_between(ts, values - half, values + half, color=color, alpha=0.15, linewidth=0)
+    if barrier.barrier > 0 and isfinite(barrier.barrier):
+        peak = int(barrier.gaps.argmax())
+        bottom, top = float(barrier.chord[peak]), float(values[peak])
+        ax.plot([ts[peak]] * 2, [bottom, top], color=color, linewidth=1.0, marker="_", markersize=7, label="_gap")
+
+
+def plot_barrier_heatmap(
+    values: ArrayLike,
+    k1s: Sequence[int],
+    later_epochs: Sequence[int],
+    ax: Axes | None = None,
+    *,
+    title: str,
+    unit: str = "",
+    caption: str = "",
+) -> Axes:
+    """A number for each branch point and later epoch, as colour and in figures; what is NaN stays grey.
+
+    Args:
+        values: ``(K, E)``.
+        k1s: branch points of the rows.
+        later_epochs: of the columns.
+        ax: where to draw; by default in a new figure.
+        title: of the figure.
+        unit: of the numbers.
+        caption: definition, data, policy.
+
+    Raises:
+        ValueError: ``values`` is not of shape ``(K, E)``.
+    """
+    cells = np.asarray(values, dtype=float)
+    if cells.shape != (len(k1s), len(later_epochs)):
+        raise ValueError(
+            f"Expected values of shape ({len(k1s)}, {len(later_epochs)}), a row per k1 and a column per later epoch, "
+            f"got {cells.shape}."
+        )
+    norm, cmap = _color_scale(cells)
+    with style():
+        width = max(FIGURE_SIZE[0], 2 + _CELL_WIDTH * len(later_epochs))
+        ax = ax if ax is not None else new_axes((width, FIGURE_SIZE[1]))
+        image = ax.imshow(np.ma.masked_invalid(cells), norm=norm, cmap=cmap, aspect="auto")
+        ax.set_facecolor(BLANK)
+        ax.set_xticks(range(len(later_epochs)), [str(e) for e in later_epochs])
+        ax.set_yticks(range(len(k1s)), [str(k) for k in k1s])
+        _draw_borders(ax, cells.shape)
+        ax.set_xlabel("later epoch (total)")
+        ax.set_ylabel("branch point k₁ [epochs]")
+        ax.figure.colorbar(image, ax=ax, label=unit)
+        _write_cells(ax, cells, norm, cmap)
+        set_heading(ax, title, caption)
+    return ax
+
+
+def _draw_borders(ax: Axes, shape: tuple[int, ...]) -> None:
+    ax.grid(visible=False)
+    ax.set_xticks(np.arange(shape[1] + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(shape[0] + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=1.5)
+    ax.set_axisbelow(False)
+    ax.tick_params(which="both", length=0)
+    ax.spines[:].set_visible(False)
+
+
+def _color_scale(cells: NDArray[np.float64]) -> tuple[Normalize, mpl.colors.Colormap]:
+    known = cells[np.isfinite(cells)]
+    top = float(np.abs(known).max()) if known.size and known.any() else 1.0
+    if (known < 0).any():
+        return Normalize(-top, top), mpl.colormaps["RdBu_r"].with_extremes(bad=BLANK)
+    return Normalize(0, top), mpl.colormaps["YlOrRd"].with_extremes(bad=BLANK)
+
+
+def _write_cells(ax: Axes, cells: NDArray[np.float64], norm: Normalize, cmap: mpl.colors.Colormap) -> None:
+    decimals = _decimals(float(norm.vmax or 1.0))
+    texts = {(i, j): _number(v, decimals) for (i, j), v in np.ndenumerate(cells) if not isnan(v)}
+    size = _font_size(max(map(len, texts.values()), default=1), cells.shape[1])
+    for (row, column), text in texts.items():
+        value = cells[row, column]
+        red, green, blue, _ = cmap(norm(value)) if isfinite(value) else (1, 1, 1, 1)
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55  # perceived lightness (ITU-R BT.601)
+        ax.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if dark else INK)
+
+
+def _decimals(largest: float) -> int | None:
+    """Digits behind the point for three significant ones in the largest number; ``None`` where that is no help."""
+    return min(5, max(0, 2 - floor(log10(largest)))) if 1e-3 <= largest < 1e6 else None
+
+
+def _number(value: float, decimals: int | None) -> str:
+    if value == 0 or not isfinite(value):
+        return "0" if value == 0 else "∞"
+    if decimals is None:
+        return f"{value:.1e}"
+    text = f"{value:.{decimals}f}"
+    return text if float(text) else f"{value:.1g}"
+
+
+def _font_size(num_characters: int, num_columns: int) -> float:
+    """The size [points] at which the longest number fits its cell."""
+    cell = 72 * max(_CELL_WIDTH, 0.7 * FIGURE_SIZE[0] / num_columns)
+    return min(10.0, 0.9 * cell / (0.62 * num_characters))
