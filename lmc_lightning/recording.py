@@ -16,7 +16,8 @@ from lmc_lightning.core.files import write_atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Status = Literal["ok", "not_converged", "failed"]
+Status = Literal["ok", "not_converged", "undefined", "failed"]
+"""``undefined``: the number does not exist or is not finite; ``failed``: the visit raised."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Quantity:
     """The key under which it is logged."""
     value: float | None
     stderr: float | None = None
+    """Over random probes; of quantities without probes, over examples."""
+    stderr_data: float | None = None
+    """Over examples, of quantities that have probes too."""
     unit: str = ""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "ok"
@@ -45,9 +49,10 @@ class Measurement:
 
     def scalars(self) -> dict[str, float]:
         """The values and standard errors by logged key."""
-        named = {q.name: q.value for q in self.quantities}
-        errors = {f"{q.name}_stderr": q.stderr for q in self.quantities if q.stderr is not None}
-        return {k: float(v) for k, v in (named | errors).items() if v is not None and math.isfinite(v)}
+        named: dict[str, float | None] = {}
+        for q in self.quantities:
+            named |= {q.name: q.value, f"{q.name}_stderr": q.stderr, f"{q.name}_stderr_data": q.stderr_data}
+        return {k: float(v) for k, v in named.items() if v is not None and math.isfinite(v)}
 
 
 @dataclass(frozen=True)
@@ -81,20 +86,7 @@ class Recorder:
 
     def add(self, measurement: Measurement, *, step: int, epoch: int, loggers: Iterable[Any] = ()) -> None:
         """Record a measurement of the state after ``step`` optimizer steps, and show it in ``loggers``."""
-        fresh = [
-            Record(
-                self.kind,
-                step,
-                epoch,
-                q.name,
-                _finite(q.value),
-                _finite(q.stderr),
-                q.unit,
-                plain({**measurement.evidence, **q.evidence}),
-                q.status if _finite(q.value) is not None else "failed",
-            )
-            for q in measurement.quantities
-        ]
+        fresh = [_record(self.kind, step, epoch, quantity, measurement.evidence) for quantity in measurement.quantities]
         self._merge(fresh)
         shown = list(loggers)
         drawn = self.directory is not None or any(_is_tensorboard(logger) for logger in shown)
@@ -164,6 +156,14 @@ class Recorder:
         """Take over the records of a checkpoint; unknown fields of other versions are ignored."""
         known = set(Record.__dataclass_fields__)
         self.records = [Record(**{k: v for k, v in entry.items() if k in known}) for entry in state]
+
+
+def _record(kind: str, step: int, epoch: int, quantity: Quantity, shared: Mapping[str, Any]) -> Record:
+    value = _finite(quantity.value)
+    errors = {} if quantity.stderr_data is None else {"stderr_data": quantity.stderr_data}
+    evidence = plain({**shared, **quantity.evidence, **errors})
+    status = quantity.status if value is not None else "undefined"
+    return Record(kind, step, epoch, quantity.name, value, _finite(quantity.stderr), quantity.unit, evidence, status)
 
 
 def log_measurement(logger: Any, measurement: Measurement, figures: Mapping[str, "Figure"], step: int) -> None:

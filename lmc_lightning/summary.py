@@ -57,7 +57,8 @@ def _pair_table(records: Sequence[Record]) -> str:
 def _number(record: Record) -> str:
     if record.value is None:
         return "–"
-    stderr = "" if record.stderr is None else f" ± {record.stderr:.2g}"
+    spread = record.evidence.get("stderr_data", record.stderr)
+    stderr = "" if spread is None else f" ± {spread:.2g}"
     return f"{record.value:.4g}{stderr}{'' if record.status == 'ok' else ' (not converged)'}"
 
 

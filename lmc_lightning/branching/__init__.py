@@ -1,1 +1,1 @@
-"""Exact forks of a training run, and who descends from whom."""
+"""Exact forks of a training run: snapshots of the trunk, children that leave it, and the family they make up."""

@@ -1,0 +1,345 @@
+"""The abstract measuring callback: when to visit, on which state and data, and what becomes of the result."""
+
+import copy
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from lightning.pytorch import Callback
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
+
+from lmc_lightning.callbacks.bridge import LogRecorder, StepBatch, objective_of
+from lmc_lightning.callbacks.guards import check_choice, check_module, check_trainer
+from lmc_lightning.callbacks.probes import Probes, ProbeSet, Split
+from lmc_lightning.callbacks.visits import (
+    MAX_PENDING,
+    OptimizerGroups,
+    Pending,
+    Visit,
+    fits_in_memory,
+    optimizer_groups,
+    probe_evidence,
+    too_many_pending,
+)
+from lmc_lightning.core.glassbox import glass_box
+from lmc_lightning.core.objective import Objective
+from lmc_lightning.core.random_vectors import derive_seed
+from lmc_lightning.core.shadow import Mode, copy_module
+from lmc_lightning.recording import Measurement, Record, Recorder, slug
+from lmc_lightning.schedule import Axis, Schedule
+from lmc_lightning.types import BatchWeight, LossFn
+
+
+class MeasurementCallback(Callback, ABC):
+    """Measures the training state at scheduled points and leaves training bit-identical.
+
+    Leaves implement :meth:`measure`. Results are kept in ``results``, written to ``<log_dir>/lmc/<name>.jsonl`` and
+    shown in every logger at x = optimizer steps taken.
+
+    Args:
+        every_n_epochs: visit the start and every n-th completed epoch.
+        epochs: visit after these numbers of completed epochs; 0 is the start.
+        every_n_train_steps: visit the start and every n-th optimizer step.
+        steps: visit after these numbers of optimizer steps. Without any of the four: every epoch and the start.
+        num_examples: size of the probe set; ``None`` for all of ``probe_dataloader`` or of the datamodule's split.
+        probe_dataloader: where the probe set is read from, once, with a private random stream.
+        parameters: name patterns of the parameters to measure, e.g. ``["encoder.*"]``; all trainable ones by default.
+        batch_weight: ``batch -> float``, how much a batch counts; its number of examples by default.
+        expose: also give the numbers to ``EarlyStopping`` and ``ModelCheckpoint`` as metrics of the epoch.
+        on_error: ``"record"`` a failed visit with its reason and go on training, or ``"raise"``.
+        loss_fn: ``(module, batch) -> scalar mean loss`` in place of the module's own ``training_step``.
+        mode: ``"eval"``, or ``"train"`` for batch statistics (dropout off).
+        seed: of this callback's random vectors and probe examples.
+        name: a suffix for the keys of a second instance.
+    """
+
+    kind: str
+    """First segment of the logged keys."""
+    advice: str = ""
+    """What helps where a number has not converged."""
+    splits: tuple[Split, ...] = ("train",)
+    """Whose probe sets a visit needs."""
+
+    def __init__(
+        self,
+        *,
+        every_n_epochs: int | None = None,
+        epochs: list[int] | None = None,
+        every_n_train_steps: int | None = None,
+        steps: list[int] | None = None,
+        num_examples: int | None = 2048,
+        probe_dataloader: Iterable[Any] | None = None,
+        parameters: list[str] | None = None,
+        batch_weight: BatchWeight | None = None,
+        expose: bool = False,
+        on_error: Literal["record", "raise"] = "record",
+        loss_fn: LossFn | None = None,
+        mode: Mode = "eval",
+        seed: int = 0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.schedule = Schedule.from_arguments(
+            every_n_epochs=every_n_epochs, epochs=epochs, every_n_train_steps=every_n_train_steps, steps=steps
+        )
+        check_choice("on_error", on_error, ("record", "raise"))
+        check_choice("mode", mode, ("eval", "train"))
+        if num_examples is not None and num_examples < 1:
+            raise ValueError(f"Expected num_examples to be at least 1 or None (the whole split), got {num_examples}.")
+        self.parameters, self.batch_weight, self.loss_fn = parameters, batch_weight, loss_fn
+        self.num_examples, self.mode, self.seed = num_examples, mode, seed
+        self.expose, self.on_error, self.name = expose, on_error, name
+        self.seconds = 0.0
+        self._recorder = Recorder(self.kind if name is None else f"{self.kind}_{slug(name)}")
+        self._probes = Probes(self.splits, num_examples, probe_dataloader, seed)
+        self._pending: list[Pending] = []
+        self._warned: set[str] = set()
+        self._step, self._last_global_step = 0, 0
+
+    @abstractmethod
+    def measure(self, visit: Visit) -> Measurement:
+        """The quantities of one visit. Runs inside the glass box, on a shadow; an exception becomes a record."""
+
+    @property
+    def results(self) -> list[Record]:
+        """All records so far."""
+        return self._recorder.records
+
+    @property
+    def failures(self) -> list[Record]:
+        """Visits that failed, with their reasons."""
+        return self._recorder.failures
+
+    def to_pandas(self, *, wide: bool = False) -> pd.DataFrame:
+        """The records as a table: a row per number, or per step with a column per key (``wide=True``)."""
+        return self._recorder.to_pandas(wide=wide)
+
+    def key(self, quantity: str) -> str:
+        """The logged name of a quantity."""
+        return f"{self.kind}/{quantity}" + (f"/{self.name}" if self.name else "")
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check that this run can be measured, and ask for its probe set."""
+        if stage != "fit":
+            return
+        self._step, self._pending = 0, []
+        check_trainer(trainer)
+        check_module(pl_module, loss_fn=self.loss_fn, captures=self._probes.captures(trainer))
+        log_dir = trainer.log_dir  # a broadcast: every rank asks
+        directory = Path(log_dir or trainer.default_root_dir) / "lmc"
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self._recorder.directory = directory
+            if not trainer.loggers:
+                rank_zero_info(f"No logger: {type(self).__name__} writes to {directory} only.")
+        self._probes.setup(trainer, self._recorder.directory)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Visit the start."""
+        self._last_global_step = trainer.global_step
+        if trainer.global_step == 0:
+            self._step = 0
+        elif not self._step:
+            self._step = trainer.global_step
+        self._recorder.drop_after(self._step)
+        self._probes.start(trainer, pl_module)
+        if self._step == 0 and not trainer.fast_dev_run:
+            self._visit_if_due(trainer, pl_module, "epoch", 0)
+            self._visit_if_due(trainer, pl_module, "step", 0)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Capture this batch if the probe set still lacks examples."""
+        self._probes.before_step(trainer, pl_module, "train")
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count the step, and visit it."""
+        self._visit_pending(trainer)
+        if trainer.global_step == self._last_global_step:
+            return
+        self._last_global_step = trainer.global_step
+        self._step += 1
+        self._visit_if_due(trainer, pl_module, "step", self._step)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Visit the completed epoch."""
+        self._probes.close("train")
+        self._visit_pending(trainer)
+        if trainer.is_last_batch:
+            self._visit_if_due(trainer, pl_module, "epoch", trainer.current_epoch + 1)
+        if self.expose:
+            self._expose()
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Capture this batch if the validation probe set still lacks examples."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._probes.before_step(trainer, pl_module, "val")
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """The first validation run ends the capture of its split."""
+        if not trainer.sanity_checking:
+            self._probes.close("val")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Make the visits that still wait."""
+        self._probes.close("train")
+        self._visit_pending(trainer, final=True)
+        for pending in self._pending:
+            self._fail("The run ended before its probe set was complete.", pending.step, pending.epoch)
+        self._pending.clear()
+        if self._recorder.file_error:
+            rank_zero_warn(f"{type(self).__name__} could not write its records: {self._recorder.file_error}")
+
+    # -- visits ------------------------------------------------------------------------------------------------------
+
+    def is_due(self, axis: Axis, count: int) -> bool:
+        """Whether the state after ``count`` epochs or steps is to be visited."""
+        return self.schedule.is_due(axis, count)
+
+    def _visit_if_due(self, trainer: Any, pl_module: Any, axis: Axis, count: int) -> None:
+        # A fast_dev_run has one batch and one epoch: every path is run once.
+        if not (trainer.fast_dev_run and axis == "epoch") and not self.is_due(axis, count):
+            return
+        epoch = count if axis == "epoch" else trainer.current_epoch
+        self._pending.append(Pending(self._step, epoch, pl_module, optimizer_groups(trainer)))
+        if self._probe_sets(trainer) is not None:
+            self._visit_pending(trainer)
+        elif len(self._pending) > MAX_PENDING or not fits_in_memory(pl_module, len(self._pending)):
+            self._pending.pop()
+            self._fail(too_many_pending(self._probes.num_examples), self._step, epoch)
+        else:
+            with glass_box(match_precision=True):
+                self._pending[-1].module = copy_module(pl_module, {})
+
+    def _visit_pending(self, trainer: Any, *, final: bool = False) -> None:
+        probes = self._probe_sets(trainer, final=final) if self._pending else None
+        if probes is None:
+            return
+        pending, self._pending = self._pending, []
+        for visit in pending:
+            self._visit(trainer, visit, probes)
+
+    def _probe_sets(self, trainer: Any, *, final: bool = False) -> dict[Split, ProbeSet] | None:
+        """The probe sets of a visit; ``None`` while one of them is still awaited."""
+        sets = {split: self._probes.get(split) for split in self.splits}
+        awaited = [
+            s for s, p in sets.items() if p is None and (s == "train" or (trainer.enable_validation and not final))
+        ]
+        return None if awaited else {split: p for split, p in sets.items() if p is not None}
+
+    def _visit(self, trainer: Any, visit: Pending, probes: Mapping[Split, ProbeSet]) -> None:
+        started = time.perf_counter()
+        try:
+            measurement = self.examine(
+                visit.module,
+                probes,
+                trainer=trainer,
+                step=visit.step,
+                epoch=visit.epoch,
+                optimizers=visit.optimizers,
+            )
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            self._fail(f"{type(error).__name__}: {error}", visit.step, visit.epoch)
+        else:
+            self._warn_of_unconverged(measurement, visit.step)
+            self._recorder.add(measurement, step=visit.step, epoch=visit.epoch, loggers=trainer.loggers)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def examine(
+        self,
+        module: nn.Module,
+        probes: Mapping[Split, ProbeSet],
+        *,
+        trainer: Any | None = None,
+        loss_fn: LossFn | None = None,
+        step: int = 0,
+        epoch: int = 0,
+        optimizers: Sequence[OptimizerGroups] = (),
+    ) -> Measurement:
+        """One measurement of a module on given probe sets, inside the glass box, with the evidence of the data."""
+        started = time.perf_counter()
+        with glass_box():
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, self.kind))
+            objectives = {
+                split: self.objective(module, probe_set.batches, trainer=trainer, loss_fn=loss_fn)
+                for split, probe_set in probes.items()
+            }
+            visit = Visit(objectives, step, epoch, generator, module, trainer, optimizers)
+            measurement = self.measure(visit)
+            shared = probe_evidence(probes["train"], visit.objective)
+        seconds = time.perf_counter() - started
+        return replace(measurement, evidence=shared | dict(measurement.evidence) | {"seconds": seconds})
+
+    def objective(
+        self,
+        module: nn.Module,
+        batches: Sequence[StepBatch],
+        *,
+        trainer: Any | None = None,
+        loss_fn: LossFn | None = None,
+        mode: Mode | None = None,
+        keep_batches: bool = False,
+        recorder: LogRecorder | None = None,
+    ) -> Objective:
+        """The module's loss on given batches, under this callback's options."""
+        return objective_of(
+            module,
+            batches,
+            trainer=trainer,
+            loss_fn=loss_fn or self.loss_fn,
+            parameters=self.parameters,
+            batch_weight=self.batch_weight,
+            mode=mode or self.mode,
+            seed=self.seed,
+            keep_batches=keep_batches,
+            recorder=recorder,
+        )
+
+    def _fail(self, reason: str, step: int, epoch: int) -> None:
+        self._recorder.add_failure(reason, step=step, epoch=epoch)
+        if reason not in self._warned:
+            self._warned.add(reason)
+            rank_zero_warn(f"{type(self).__name__} at step {step} failed and training goes on: {reason}")
+
+    def _warn_of_unconverged(self, measurement: Measurement, step: int) -> None:
+        names = [q.name for q in measurement.quantities if q.status == "not_converged"]
+        if names and self.advice not in self._warned:
+            self._warned.add(self.advice)
+            rank_zero_warn(f"{type(self).__name__} at step {step} did not converge: {', '.join(names)}. {self.advice}")
+
+    def _expose(self) -> None:
+        latest = max((r.step for r in self.results), default=0)
+        for record in self.results:
+            if record.step == latest and record.value is not None:
+                self.log(record.name, record.value, logger=False)  # type: ignore[attr-defined]  # set by Lightning
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Names this instance in checkpoints."""
+        return self._generate_state_key(kind=self.kind, name=self.name, schedule=str(self.schedule))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values only: records, step count, and the digest of the probe set with the file that holds it."""
+        return {"version": 1, "step": self._step, "records": self._recorder.state(), "probes": self._probes.state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the records of a checkpoint; a state of another version starts empty."""
+        if state_dict.get("version") != 1:
+            rank_zero_warn(f"{type(self).__name__} cannot read the state of version {state_dict.get('version')!r}.")
+            return
+        self._step = int(state_dict["step"])
+        self._recorder.load_state(copy.deepcopy(state_dict["records"]))
+        self._probes.load_state(state_dict["probes"])

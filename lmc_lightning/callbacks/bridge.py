@@ -1,0 +1,233 @@
+"""Any LightningModule and its batches as an Objective: its own step, on a shadow, out of reach of the trainer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lmc_lightning.core.objective import Objective
+from lmc_lightning.core.shadow import Mode
+from lmc_lightning.core.structure import leading_size
+from lmc_lightning.types import Batch, BatchWeight, LossFn
+
+
+class StepBatch(NamedTuple):
+    """A batch as the steps of a LightningModule take it."""
+
+    batch: Batch
+    batch_idx: int = 0
+
+
+_FORBIDDEN = frozenset(
+    {"fit", "validate", "test", "predict", "save_checkpoint", "step", "zero_grad", "load_state_dict", "clip_gradients"}
+)
+
+
+class ReadOnly:
+    """Reads through to an object; starts nothing and keeps what is set on it to itself.
+
+    Args:
+        target: the trainer, optimizer or scheduler to be read.
+        overrides: attributes that are to read otherwise.
+    """
+
+    def __init__(self, target: object, **overrides: object) -> None:
+        self.__dict__.update(overrides, _target=target)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _FORBIDDEN:
+            raise RuntimeError(
+                f"A step called {name}() while it was being measured; pass loss_fn=(module, batch) -> loss."
+            )
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.__dict__["_target"], name)
+
+    def __deepcopy__(self, memo: object) -> "ReadOnly":
+        return self
+
+
+def trainer_view(trainer: Any) -> ReadOnly:
+    """The trainer as a step on a shadow sees it: readable, with silent loggers."""
+    silent = [DummyLogger() for _ in trainer.loggers]
+    return ReadOnly(trainer, logger=silent[0] if silent else None, loggers=silent)
+
+
+@dataclass
+class LogRecorder:
+    """Stands in for ``self.log``: keeps what a pass logs, and reduces it as Lightning would."""
+
+    values: dict[str, list[tuple[Any, float, Any]]] = field(default_factory=dict)
+    batch_size: float = 1.0
+
+    def __deepcopy__(self, memo: object) -> "LogRecorder":
+        return self
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep one logged value; a metric object is read when the pass is over."""
+        size = kwargs.get("batch_size") or self.batch_size
+        kept = value.detach().clone() if isinstance(value, Tensor) else value
+        self.values.setdefault(name, []).append((kept, float(size), kwargs.get("reduce_fx", "mean")))
+
+    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Keep several values."""
+        for name, value in dictionary.items():
+            self.log(name, value, *args, **kwargs)
+
+    def reduced(self) -> dict[str, float]:
+        """One number for each name."""
+        return {name: _reduce(entries) for name, entries in self.values.items()}
+
+
+def _reduce(entries: list[tuple[Any, float, Any]]) -> float:
+    last, _, reduce_fx = entries[-1]
+    if isinstance(last, Metric):
+        return float(last.compute())
+    values = torch.tensor([float(v) for v, _, _ in entries], dtype=torch.float64)
+    if reduce_fx == "mean" or reduce_fx is torch.mean:
+        weights = torch.tensor([w for _, w, _ in entries], dtype=torch.float64)
+        return float(values @ weights / weights.sum())
+    reduce = {"sum": torch.sum, "min": torch.min, "max": torch.max}.get(reduce_fx, reduce_fx)
+    return float(reduce(values))
+
+
+def _refuse(*args: object, **kwargs: object) -> None:
+    raise RuntimeError("The step steps its optimizers itself. Pass loss_fn=(module, batch) -> scalar mean loss.")
+
+
+def replacements(pl_module: nn.Module, trainer: Any | None, recorder: LogRecorder | None = None) -> dict[str, object]:
+    """What a shadow of a LightningModule gets instead of its ties to the run; nothing for a plain module."""
+    if not hasattr(pl_module, "training_step"):
+        return {}
+    recorder = recorder or LogRecorder()
+    silent: dict[str, object] = {
+        "log": recorder.log,
+        "log_dict": recorder.log_dict,
+        "print": _ignore,
+        "manual_backward": _refuse,
+        "_trainer": None if trainer is None else trainer_view(trainer),
+    }
+    if trainer is not None:
+        silent["optimizers"] = _Views(lambda: [ReadOnly(o) for o in trainer.optimizers])
+        silent["lr_schedulers"] = _Views(lambda: [ReadOnly(c.scheduler) for c in trainer.lr_scheduler_configs])
+    return silent
+
+
+def _ignore(*args: object, **kwargs: object) -> None:
+    return None
+
+
+@dataclass
+class _Views:
+    """``self.optimizers()`` and ``self.lr_schedulers()`` of a shadow: one view, or a list of them."""
+
+    make: Callable[[], list[ReadOnly]]
+
+    def __call__(self, use_pl_optimizer: bool = True) -> ReadOnly | list[ReadOnly] | None:
+        views = self.make()
+        return views[0] if len(views) == 1 else (views or None)
+
+
+def step_function(pl_module: Any, loss_fn: LossFn | None) -> LossFn:
+    """``(module, StepBatch) -> loss``: the user's ``loss_fn``, or the module's own ``training_step``."""
+    if loss_fn is not None:
+        return lambda module, step_batch: loss_fn(module, step_batch.batch)
+    takes_index = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
+
+    def training_loss(module: nn.Module, step_batch: StepBatch) -> Tensor:
+        arguments = tuple(step_batch) if takes_index else (step_batch.batch,)
+        return loss_of(_own_step(module)(*arguments))  # type: ignore[return-value]
+
+    return training_loss
+
+
+def _own_step(module: nn.Module) -> Callable[..., Any]:
+    if getattr(module, "_compiler_ctx", None) is not None:
+        # A compiled LightningModule holds its compiled steps as attributes; the class holds the original.
+        return type(module).training_step.__get__(module)  # type: ignore[no-any-return, attr-defined]
+    return module.training_step  # type: ignore[return-value]
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """The loss in what ``training_step`` returned: a tensor, a mapping with ``"loss"``, an object with ``.loss``.
+
+    Raises:
+        TypeError: there is no loss in it, or it is no single number.
+    """
+    if output is None:
+        return None
+    loss = output
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+    elif not isinstance(output, Tensor):
+        loss = getattr(output, "loss", None)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise TypeError(
+            f"Expected training_step to return a scalar loss, a dict with 'loss' or an object with .loss, "
+            f"got {type(output).__name__}. Pass loss_fn=(module, batch) -> scalar mean loss."
+        )
+    return loss
+
+
+def objective_of(
+    pl_module: nn.Module,
+    batches: Sequence[StepBatch],
+    *,
+    trainer: Any | None = None,
+    loss_fn: LossFn | None = None,
+    parameters: Sequence[str] | None = None,
+    batch_weight: BatchWeight | None = None,
+    mode: Mode = "eval",
+    seed: int = 0,
+    keep_batches: bool = False,
+    recorder: LogRecorder | None = None,
+) -> Objective:
+    """θ ↦ mean of the module's own training loss over ``batches``."""
+    weight = None if batch_weight is None else lambda step_batch: batch_weight(step_batch.batch)
+    return Objective(
+        pl_module,
+        batches,
+        step_function(pl_module, loss_fn),
+        parameters=parameters,
+        batch_weight=weight,
+        mode=mode,
+        seed=seed,
+        keep_batches=keep_batches,
+        replacements=replacements(pl_module, trainer, recorder),
+    )
+
+
+def logged_metrics(
+    objective: Objective,
+    theta: Tensor,
+    batches: Sequence[StepBatch],
+    recorder: LogRecorder,
+    buffers: Mapping[str, Tensor] | None = None,
+) -> dict[str, float]:
+    """What the module's own validation logs over ``batches`` at θ, with every metric reset before the pass.
+
+    Args:
+        objective: made with :func:`replacements` that hold ``recorder``.
+        theta: parameters ``(P,)``.
+        batches: the validation split.
+        recorder: the stand-in for ``self.log``.
+        buffers: statistics to use in place of the module's own.
+    """
+    with objective.box(), torch.no_grad():
+        module: Any = objective.module_at(theta, buffers=buffers, mode="eval")
+        for submodule in module.modules():
+            if isinstance(submodule, Metric):
+                submodule.reset()
+        takes_index = is_param_in_hook_signature(module.validation_step, "batch_idx", min_args=2)
+        recorder.values.clear()
+        module.on_validation_epoch_start()
+        for step_batch in batches:
+            recorder.batch_size = float(leading_size(step_batch.batch) or 1)
+            module.validation_step(*(step_batch if takes_index else step_batch[:1]))
+        module.on_validation_epoch_end()
+        return recorder.reduced()

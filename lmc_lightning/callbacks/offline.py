@@ -1,0 +1,132 @@
+"""The same numbers without a trainer: from a module or a checkpoint, and for a pair of modules."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.bridge import objective_of
+from lmc_lightning.callbacks.probes import ProbeSet, draw, to_device
+from lmc_lightning.landscape.barrier import Barrier, barrier_between
+from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
+from lmc_lightning.types import BatchWeight, LossFn
+
+
+def measure(
+    module: nn.Module,
+    dataloader: Iterable[Any],
+    callbacks: Sequence[MeasurementCallback],
+    *,
+    loss_fn: LossFn | None = None,
+    checkpoint: str | Path | None = None,
+) -> dict[str, float]:
+    """What the callbacks would log for ``module`` as it is: the same keys, and on the same batches the same bits.
+
+    The module is not changed: buffers, modes and every random stream are as before.
+
+    Args:
+        module: a LightningModule, or any ``nn.Module`` together with ``loss_fn``.
+        dataloader: where the probe set is read from, as many examples as each callback asks for.
+        callbacks: e.g. ``[HessianSpectrum(), Sharpness()]``.
+        loss_fn: ``(module, batch) -> scalar mean loss`` in place of the module's own ``training_step``.
+        checkpoint: a file of weights to measure in place of the module's own.
+
+    Raises:
+        ValueError: a plain module without ``loss_fn``, or a checkpoint of another architecture.
+    """
+    _check_loss(module, loss_fn)
+    if checkpoint is not None:
+        module = with_checkpoint(module, checkpoint)
+    found: dict[str, float] = {}
+    for callback in callbacks:
+        batches = to_device(draw(dataloader, callback.num_examples, callback.seed), module)
+        probes = {split: ProbeSet(split, "probe_dataloader", tuple(batches)) for split in callback.splits}
+        found |= callback.examine(module, probes, loss_fn=loss_fn).scalars()
+    return found
+
+
+def interpolation_barrier(
+    module_a: nn.Module,
+    module_b: nn.Module,
+    dataloader: Iterable[Any],
+    *,
+    loss_fn: LossFn | None = None,
+    train_dataloader: Iterable[Any] | None = None,
+    num_points: int = NUM_POINTS,
+    num_examples: int | None = 2048,
+    batch_stats: BatchStats | None = None,
+    parameters: list[str] | None = None,
+    batch_weight: BatchWeight | None = None,
+    metric: str = "loss",
+    seed: int = 0,
+) -> Barrier:
+    """The barrier on the straight line from ``module_a`` (t = 0) to ``module_b`` (t = 1).
+
+    Args:
+        module_a: a LightningModule, or any ``nn.Module`` together with ``loss_fn``.
+        module_b: a module of the same architecture.
+        dataloader: the examples that the metric is measured on.
+        loss_fn: ``(module, batch) -> scalar mean loss`` in place of the module's own ``training_step``.
+        train_dataloader: training examples, from which BatchNorm statistics are recomputed on the path; by default
+            ``dataloader``.
+        num_points: equally spaced points, both ends included.
+        num_examples: of each loader; ``None`` for all.
+        batch_stats: ``"recompute"`` (default with BatchNorm), ``"interpolate"`` or ``"endpoint"``.
+        parameters: name patterns of the parameters that move; the others stay at ``module_a``'s.
+        batch_weight: ``batch -> float``, how much a batch counts; its number of examples by default.
+        metric: ``"loss"`` or ``"error"``.
+        seed: of the loaders' private random stream.
+
+    Raises:
+        ValueError: the modules differ in their parameters, or a plain module comes without ``loss_fn``.
+    """
+    _check_loss(module_a, loss_fn)
+    common: dict[str, Any] = {
+        "loss_fn": loss_fn,
+        "parameters": parameters,
+        "batch_weight": batch_weight,
+        "seed": seed,
+    }
+    batches = to_device(draw(dataloader, num_examples, seed), module_a)
+    objective = objective_of(module_a, batches, **common)
+    if train_dataloader is not None:
+        batches = to_device(draw(train_dataloader, num_examples, seed), module_a)
+    stats_objective = objective_of(module_a, batches, mode="train", keep_batches=True, **common)
+    states = {**dict(module_b.named_parameters()), **dict(module_b.named_buffers())}
+    found = barrier_between(
+        objective,
+        endpoint_of(objective),
+        endpoint_of(objective, states),
+        num_points=num_points,
+        batch_stats=batch_stats,
+        stats_objective=stats_objective,
+        metrics=[metric],
+    )
+    return found[metric]
+
+
+def with_checkpoint(module: nn.Module, path: str | Path) -> nn.Module:
+    """A copy of ``module`` with the weights of a checkpoint, a Lightning one or a plain state dict.
+
+    Raises:
+        ValueError: names or shapes do not fit the module.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    copied = copy.deepcopy(module)
+    try:
+        copied.load_state_dict(content.get("state_dict", content))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not hold the weights of {type(module).__name__}: {error}") from error
+    return copied
+
+
+def _check_loss(module: nn.Module, loss_fn: LossFn | None) -> None:
+    if loss_fn is None and not hasattr(module, "training_step"):
+        raise ValueError(
+            f"{type(module).__name__} has no training_step, so its loss is unknown. "
+            f"Pass loss_fn, e.g. loss_fn=lambda module, batch: F.cross_entropy(module(batch[0]), batch[1])."
+        )
