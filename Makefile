@@ -18,7 +18,7 @@ types: .venv/.test
 	$(BIN)/mypy
 
 unit: .venv/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # Both commands as a newcomer meets them: from a clone of the last commit, in a folder of its own.
 check-fresh:

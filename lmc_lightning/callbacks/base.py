@@ -14,9 +14,10 @@ from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from lmc_lightning.callbacks.bridge import LogRecorder, StepBatch, objective_of
+from lmc_lightning.callbacks.bridge import LogRecorder, StepBatch, collective_of, objective_of
 from lmc_lightning.callbacks.guards import check_choice, check_module, check_trainer
-from lmc_lightning.callbacks.probes import Probes, ProbeSet, Split
+from lmc_lightning.callbacks.probe_store import ProbeSet, Split
+from lmc_lightning.callbacks.probes import Probes
 from lmc_lightning.callbacks.visits import (
     MAX_PENDING,
     OptimizerGroups,
@@ -135,11 +136,10 @@ class MeasurementCallback(Callback, ABC):
         check_module(pl_module, loss_fn=self.loss_fn, captures=self._probes.captures(trainer))
         log_dir = trainer.log_dir  # a broadcast: every rank asks
         directory = Path(log_dir or trainer.default_root_dir) / "lmc"
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            self._recorder.directory = directory
-            if not trainer.loggers:
-                rank_zero_info(f"No logger: {type(self).__name__} writes to {directory} only.")
-        self._probes.setup(trainer, self._recorder.directory)
+        self._recorder.directory = directory if trainer.is_global_zero and not trainer.fast_dev_run else None
+        if not trainer.loggers and not trainer.fast_dev_run:
+            rank_zero_info(f"No logger: {type(self).__name__} writes to {directory} only.")
+        self._probes.setup(trainer, None if trainer.fast_dev_run else directory)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Visit the start."""
@@ -230,10 +230,11 @@ class MeasurementCallback(Callback, ABC):
     def _probe_sets(self, trainer: Any, *, final: bool = False) -> dict[Split, ProbeSet] | None:
         """The probe sets of a visit; ``None`` while one of them is still awaited."""
         sets = {split: self._probes.get(split) for split in self.splits}
-        awaited = [
-            s for s, p in sets.items() if p is None and (s == "train" or (trainer.enable_validation and not final))
-        ]
-        return None if awaited else {split: p for split, p in sets.items() if p is not None}
+        optional = final or not trainer.enable_validation
+        awaited = [s for s, p in sets.items() if p is None and not (s == "val" and optional)]
+        # Processes with other shards may be behind: all visit when all are ready.
+        ready = collective_of(trainer).gather(lambda: torch.tensor([not awaited])).all()
+        return {split: p for split, p in sets.items() if p is not None} if ready else None
 
     def _visit(self, trainer: Any, visit: Pending, probes: Mapping[Split, ProbeSet]) -> None:
         started = time.perf_counter()

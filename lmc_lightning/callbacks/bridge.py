@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lmc_lightning.core.collective import Collective, ProcessGroup
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.shadow import Mode
 from lmc_lightning.core.structure import leading_size
@@ -49,13 +50,21 @@ class ReadOnly:
         return getattr(self.__dict__["_target"], name)
 
     def __deepcopy__(self, memo: object) -> "ReadOnly":
-        return self
+        """One that starts from the same attributes, so that each evaluation finds what the first one found."""
+        target = self.__dict__["_target"]
+        return ReadOnly(target, **{name: value for name, value in self.__dict__.items() if name != "_target"})
+
+
+def optimizer_view(optimizer: Any) -> ReadOnly:
+    """An optimizer as a step on a shadow sees it: what is set in its groups is lost."""
+    return ReadOnly(optimizer, param_groups=[dict(group) for group in optimizer.param_groups])
 
 
 def trainer_view(trainer: Any) -> ReadOnly:
     """The trainer as a step on a shadow sees it: readable, with silent loggers."""
     silent = [DummyLogger() for _ in trainer.loggers]
-    return ReadOnly(trainer, logger=silent[0] if silent else None, loggers=silent)
+    optimizers = [optimizer_view(o) for o in trainer.optimizers]
+    return ReadOnly(trainer, logger=silent[0] if silent else None, loggers=silent, optimizers=optimizers)
 
 
 @dataclass
@@ -104,16 +113,15 @@ def replacements(pl_module: nn.Module, trainer: Any | None, recorder: LogRecorde
     """What a shadow of a LightningModule gets instead of its ties to the run; nothing for a plain module."""
     if not hasattr(pl_module, "training_step"):
         return {}
-    recorder = recorder or LogRecorder()
     silent: dict[str, object] = {
-        "log": recorder.log,
-        "log_dict": recorder.log_dict,
+        "log": recorder.log if recorder else _ignore,
+        "log_dict": recorder.log_dict if recorder else _ignore,
         "print": _ignore,
         "manual_backward": _refuse,
         "_trainer": None if trainer is None else trainer_view(trainer),
     }
     if trainer is not None:
-        silent["optimizers"] = _Views(lambda: [ReadOnly(o) for o in trainer.optimizers])
+        silent["optimizers"] = _Views(lambda: [optimizer_view(o) for o in trainer.optimizers])
         silent["lr_schedulers"] = _Views(lambda: [ReadOnly(c.scheduler) for c in trainer.lr_scheduler_configs])
     return silent
 
@@ -174,6 +182,19 @@ def loss_of(output: Any) -> Tensor | None:
     return loss
 
 
+def collective_of(trainer: Any | None) -> Collective:
+    """The processes that measure together; they end together when one of them is asked to end."""
+    if trainer is None:
+        return Collective()
+
+    def interrupted() -> bool:
+        return bool(trainer.received_sigterm)
+
+    return (
+        ProcessGroup(trainer.strategy.root_device, interrupted) if trainer.world_size > 1 else Collective(interrupted)
+    )
+
+
 def objective_of(
     pl_module: nn.Module,
     batches: Sequence[StepBatch],
@@ -199,6 +220,7 @@ def objective_of(
         seed=seed,
         keep_batches=keep_batches,
         replacements=replacements(pl_module, trainer, recorder),
+        collective=collective_of(trainer),
     )
 
 

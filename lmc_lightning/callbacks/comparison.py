@@ -34,8 +34,8 @@ class Comparison:
     metrics: Mapping[str, Literal["min", "max"]] = field(default_factory=dict)
     """Named metrics of ``validation_step``, and which end of each is better."""
     validation: Sequence[StepBatch] = ()
-    recorder: LogRecorder = field(default_factory=LogRecorder)
-    """What the objectives' module logs to."""
+    recorder: LogRecorder | None = None
+    """What the objectives' module logs to, where there are named metrics."""
 
     def between(self, end_a: Endpoint, end_b: Endpoint) -> dict[str, Barrier]:
         """Barriers from A (t = 0) to B (t = 1) by ``{split}_{metric}``, and by name for named metrics."""
@@ -57,11 +57,11 @@ class Comparison:
         return {name: self._named_barrier(name, ts, rows) for name in self.metrics}
 
     def _metrics_at(self, path: Path, t: float) -> dict[str, float]:
-        objective = self.objectives["val"]
+        objective, recorder = self.objectives["val"], self.recorder or LogRecorder()
         theta, buffers = path(t)
         if self.statistics is not None and self.batch_stats in (None, "recompute"):
             buffers = running_statistics(self.statistics, theta, buffers)
-        return logged_metrics(objective, theta, self.validation, self.recorder, buffers)
+        return logged_metrics(objective, theta, self.validation, recorder, buffers)
 
     def _named_barrier(self, name: str, ts: torch.Tensor, rows: Sequence[Mapping[str, float]]) -> Barrier:
         if name not in rows[0]:

@@ -16,7 +16,7 @@ from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge import LogRecorder
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.callbacks.comparison import Comparison, needs_statistics
-from lmc_lightning.callbacks.probes import Split
+from lmc_lightning.callbacks.probe_store import Split
 from lmc_lightning.callbacks.visits import Visit, probe_evidence
 from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier
@@ -190,7 +190,7 @@ class InterpolationBarrier(MeasurementCallback):
     # -- pairs -------------------------------------------------------------------------------------------------------
 
     def _comparison(self, module: nn.Module, trainer: Any) -> Comparison:
-        recorder = LogRecorder()
+        recorder = LogRecorder() if self.metrics else None
         sets = self._probe_sets(trainer, final=True)
         if sets is None:
             raise RuntimeError("There is no training probe set: the run ended before a batch was seen.")

@@ -10,7 +10,8 @@ from torch import nn
 
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge import objective_of
-from lmc_lightning.callbacks.probes import ProbeSet, draw, to_device
+from lmc_lightning.callbacks.probe_store import ProbeSet
+from lmc_lightning.callbacks.probes import draw, to_device
 from lmc_lightning.landscape.barrier import Barrier, barrier_between
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
 from lmc_lightning.types import BatchWeight, LossFn

@@ -1,203 +1,19 @@
-"""The probe set: the same tensors at every visit, got without disturbing the loaders that train."""
+"""Where the probe set of a callback comes from: its own loader, the datamodule, or the batches of the run itself."""
 
-import contextlib
 import copy
-import io
 import pickle
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lmc_lightning.callbacks.bridge import StepBatch
-from lmc_lightning.core.files import write_atomic
+from lmc_lightning.callbacks.probe_store import ProbeSet, ProbeStore, Split, between, own_part, share
 from lmc_lightning.core.glassbox import glass_box, seed_everything
-from lmc_lightning.core.structure import NotSliceableError, clone, cut, digest, leading_size, tensors_in
-
-Split: TypeAlias = Literal["train", "val"]
-Source: TypeAlias = Literal["probe_dataloader", "datamodule", "captured"]
-
-_STEPS: dict[Split, str] = {"train": "training_step", "val": "validation_step"}
-
-
-@dataclass(frozen=True)
-class ProbeSet:
-    """Fixed batches of one split, where they come from and the digest that names them."""
-
-    split: Split
-    source: Source
-    batches: tuple[StepBatch, ...] = field(repr=False)
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of all tensors; equal digests mean the same probe set."""
-        return digest([b.batch for b in self.batches])
-
-    @property
-    def num_examples(self) -> int | None:
-        """The number of examples, where batches have a size."""
-        sizes = [leading_size(b.batch) for b in self.batches]
-        return None if None in sizes else sum(n for n in sizes if n is not None)
-
-    def covers(self, num_examples: int | None) -> bool:
-        """Whether at least ``num_examples`` examples are there."""
-        return num_examples is not None and (self.num_examples or 0) >= num_examples
-
-    def first(self, num_examples: int | None) -> "ProbeSet":
-        """The first ``num_examples`` examples; whole batches where these cannot be cut."""
-        return ProbeSet(self.split, self.source, tuple(_first(self.batches, num_examples)))
-
-    def label_counts(self) -> dict[int, int]:
-        """How often each integer label occurs, if the batches hold a tensor of labels."""
-        labels = [t for b in self.batches for t in tensors_in(b.batch) if t.ndim == 1 and not t.is_floating_point()]
-        if not labels:
-            return {}
-        values, counts = torch.cat([t.cpu().long() for t in labels]).unique(return_counts=True)
-        return dict(zip(values.tolist(), counts.tolist(), strict=True))
-
-
-def _first(batches: Sequence[StepBatch], num_examples: int | None) -> Iterable[StepBatch]:
-    left = num_examples
-    for step_batch in batches:
-        if left is not None and left <= 0:
-            return
-        size = leading_size(step_batch.batch) or 1
-        if left is not None and size > left:
-            with contextlib.suppress(NotSliceableError):
-                step_batch = step_batch._replace(batch=cut(step_batch.batch, 0, left))
-        yield step_batch
-        left = None if left is None else left - size
-
-
-class ProbeStore:
-    """The probe sets of one trainer, shared by all measuring callbacks.
-
-    Batches come from the datamodule's ``probe_batches(split, num_examples, seed)`` where it has that, else they are
-    cloned as the steps receive them, until enough examples are there or the first epoch ends.
-    """
-
-    _stores: ClassVar["weakref.WeakKeyDictionary[Any, ProbeStore]"] = weakref.WeakKeyDictionary()
-
-    def __init__(self) -> None:
-        self.path: Path | None = None
-        self._wanted: dict[Split, int] = {}
-        self._captured: dict[Split, list[StepBatch]] = {"train": [], "val": []}
-        self._complete: dict[Split, ProbeSet] = {}
-        self._sets: dict[tuple[Split, int | None], ProbeSet] = {}
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """The digest of each captured set."""
-        return {split: p.digest for split, p in self._complete.items() if p.source == "captured"}
-
-    @classmethod
-    def of(cls, trainer: Any) -> "ProbeStore":
-        """The store of this trainer, made at the first call."""
-        return cls._stores.setdefault(trainer, cls())
-
-    def request(self, split: Split, num_examples: int) -> None:
-        """Announce before training how many examples will be needed."""
-        self._wanted[split] = max(num_examples, self._wanted.get(split, 0))
-
-    def is_complete(self, split: Split) -> bool:
-        """Whether the probe set of a split is there."""
-        return split in self._complete
-
-    def get(self, split: Split, num_examples: int | None) -> ProbeSet:
-        """The first ``num_examples`` probe examples of a split."""
-        if (split, num_examples) not in self._sets:
-            self._sets[split, num_examples] = self._complete[split].first(num_examples)
-        return self._sets[split, num_examples]
-
-    def load_from(self, trainer: Any, split: Split, num_examples: int | None, seed: int) -> None:
-        """Take the datamodule's own probe batches; no random number of the run is drawn."""
-        if split in self._complete and (self._complete[split].covers(num_examples)):
-            return
-        device = trainer.strategy.root_device
-        batches = trainer.datamodule.probe_batches(split, num_examples, seed)
-        moved = [move_data_to_device(trainer.precision_plugin.convert_input(b), device) for b in batches]
-        self._complete[split] = ProbeSet(split, "datamodule", tuple(StepBatch(b, i) for i, b in enumerate(moved)))
-
-    def resume(self, path: Path, digests: Mapping[str, str]) -> None:
-        """Take the captured sets of the run that is resumed from its side file, if they are the ones it measured.
-
-        Raises:
-            ValueError: the file holds other data than the digests name.
-        """
-        captured = torch.load(path, weights_only=True)
-        for split, batches in captured.items():
-            probe_set = ProbeSet(split, "captured", tuple(StepBatch(*b) for b in batches))
-            if probe_set.digest != digests.get(split):
-                raise ValueError(f"{path} does not hold the {split} probe set of this run.")
-            self._complete.setdefault(split, probe_set)
-
-    def capture(self, pl_module: nn.Module, split: Split) -> None:
-        """Clone the arguments of the next call of the split's step, where nothing can edit them any more."""
-        if split in self._complete or split not in self._wanted:
-            return
-        name = _STEPS[split]
-        attributes = pl_module.__dict__
-        if isinstance(getattr(attributes.get(name), "__self__", None), ProbeStore):
-            return
-        original = getattr(pl_module, name)
-        before = attributes.get(name)
-
-        def restore() -> None:
-            if before is None:
-                attributes.pop(name, None)
-            else:
-                attributes[name] = before
-
-        attributes[name] = _CaptureOnce(self, split, original, restore)
-
-    def receive(self, split: Split, arguments: tuple[Any, ...]) -> None:
-        """Keep a clone of the batch that a step was called with."""
-        batch = arguments[0]
-        index = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], int) else len(self._captured[split])
-        if split == "val" and len(arguments) > 2 and arguments[2] != 0:
-            return  # further validation loaders are other splits
-        self._captured[split].append(StepBatch(clone(batch), index))
-        if sum(leading_size(b.batch) or 1 for b in self._captured[split]) >= self._wanted[split]:
-            self.close(split)
-
-    def close(self, split: Split) -> None:
-        """End the capture: what is there is the probe set from now on."""
-        if split not in self._complete and self._captured[split]:
-            batches = tuple(_first(self._captured[split], self._wanted[split]))
-            self._complete[split] = ProbeSet(split, "captured", batches)
-            self._captured[split] = []
-            self.save()
-
-    def save(self) -> None:
-        """Write captured sets to the side file, from which a resumed run takes them."""
-        captured = {s: [tuple(b) for b in p.batches] for s, p in self._complete.items() if p.source == "captured"}
-        if self.path is None or not captured:
-            return
-        buffer = io.BytesIO()
-        torch.save(captured, buffer)
-        write_atomic(self.path, buffer.getvalue())
-
-
-@dataclass
-class _CaptureOnce:
-    """Takes the place of a step for one call."""
-
-    store: ProbeStore
-    split: Split
-    original: Callable[..., Any]
-    restore: Callable[[], None]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.restore()
-        self.store.receive(self.split, (*args, *kwargs.values()))
-        return self.original(*args, **kwargs)
+from lmc_lightning.core.structure import clone, leading_size
 
 
 def draw(loader: Iterable[Any], num_examples: int | None, seed: int) -> list[StepBatch]:
@@ -214,7 +30,7 @@ def draw(loader: Iterable[Any], num_examples: int | None, seed: int) -> list[Ste
             seen += leading_size(batch) or 1
             if num_examples is not None and seen >= num_examples:
                 break
-    return list(_first(batches, num_examples))
+    return list(between(batches, 0, num_examples))
 
 
 def _private_loader(loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
@@ -264,6 +80,7 @@ class Probes:
         self.splits, self.num_examples, self.dataloader, self.seed = splits, num_examples, dataloader, seed
         self.reserve = 0
         """Training examples to be kept for other uses than the numbers themselves."""
+        self._local_examples = num_examples
         self._own: ProbeSet | None = None
         self._store = ProbeStore()
         self._resumed: dict[str, Any] = {}
@@ -279,7 +96,9 @@ class Probes:
             ValueError: the whole split is asked for and nothing knows it.
         """
         self._store = store = ProbeStore.of(trainer)
-        store.path = None if directory is None else directory / "probes.pt"
+        rank = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
+        store.path = None if directory is None else directory / f"probes{rank}.pt"
+        self._local_examples = None if self.num_examples is None else share(trainer, self.num_examples)
         if not self.captures(trainer):
             return
         if self.num_examples is None:
@@ -288,26 +107,29 @@ class Probes:
                 "datamodule a method probe_batches(split, num_examples, seed)."
             )
         for split in self.splits:
-            store.request(split, max(self.num_examples, self.reserve if split == "train" else 0))
+            store.request(split, share(trainer, self._wanted(split) or 0))
 
     def start(self, trainer: Any, pl_module: Any) -> None:
         """Fetch whatever does not have to be captured."""
         if self.dataloader is not None:
             if self._own is None:
                 drawn = draw(self.dataloader, self.num_examples, self.seed)
-                self._own = ProbeSet("train", "probe_dataloader", tuple(to_device(drawn, pl_module, trainer)))
+                mine = own_part(trainer, drawn)
+                self._own = ProbeSet("train", "probe_dataloader", tuple(to_device(mine, pl_module, trainer)))
         elif not self.captures(trainer):
             with glass_box(match_precision=True):
                 for split in self.splits:
-                    wanted = self.num_examples
-                    if wanted is not None and split == "train":
-                        wanted = max(wanted, self.reserve)
-                    self._store.load_from(trainer, split, wanted, self.seed)
+                    self._store.load_from(trainer, split, self._wanted(split), self.seed)
         elif self._resumed.get("digests"):
             try:
                 self._store.resume(Path(self._resumed["path"]), self._resumed["digests"])
             except (OSError, ValueError, pickle.UnpicklingError) as error:
                 rank_zero_warn(f"The resumed run's probe set could not be read and is captured anew: {error}")
+
+    def _wanted(self, split: Split) -> int | None:
+        if self.num_examples is None or split != "train":
+            return self.num_examples
+        return max(self.num_examples, self.reserve)
 
     def before_step(self, trainer: Any, pl_module: Any, split: Split) -> None:
         """Capture the next batch if the split still lacks examples."""
@@ -322,7 +144,7 @@ class Probes:
         """The probe set of a split, of ``num_examples`` if more are there; ``None`` while it is being captured."""
         if self._own is not None:
             return self._own
-        return self._store.get(split, num_examples or self.num_examples) if self._store.is_complete(split) else None
+        return self._store.get(split, num_examples or self._local_examples) if self._store.is_complete(split) else None
 
     def state(self) -> dict[str, Any]:
         """Where a resumed run finds captured sets: a path, and digests by split."""

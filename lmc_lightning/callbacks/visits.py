@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lmc_lightning.callbacks.probes import ProbeSet, Split
+from lmc_lightning.callbacks.probe_store import ProbeSet, Split
 from lmc_lightning.core.hvp import FREE_MEMORY_SHARE, free_bytes
 from lmc_lightning.core.objective import Objective
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lmc_lightning.core.collective import Collective
+
 FREE_MEMORY_SHARE = 0.25
 """Share of the free memory that cached gradient graphs may take by default."""
 
@@ -23,9 +25,10 @@ class HessianProduct:
     Args:
         theta: the point ``(P,)``.
         chunk_gradient: ``(index, leaf) -> (P,)``, the differentiable gradient of one chunk's mean loss.
-        weights: the share of each chunk ``(B,)``.
+        weights: the share of each chunk of this process ``(B,)``; over all processes they sum to 1.
         memory_budget: for cached graphs [bytes]; by default a quarter of what is free.
         context: entered around everything that is computed.
+        collective: the processes over which products are summed.
     """
 
     def __init__(
@@ -35,9 +38,12 @@ class HessianProduct:
         weights: Tensor,
         memory_budget: int | None = None,
         context: Callable[[], AbstractContextManager[None]] = nullcontext,
+        collective: Collective | None = None,
     ) -> None:
         self.theta = theta.detach().clone()
-        self.weights = weights
+        self._weights, self._collective = weights, collective or Collective()
+        self.weights = self._collective.gather(lambda: weights)
+        """The share of each chunk of all processes, summing to 1."""
         self.num_products = 0
         self._num_chunk_gradients = 0
         if memory_budget is None:
@@ -60,12 +66,13 @@ class HessianProduct:
         return self._apply(vector, None)
 
     def with_forms(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """The product ``(P,)`` and vᵀH_b v of each chunk's own Hessian, ``(B,)`` in float64, for one product."""
-        forms = torch.zeros(len(self.weights), dtype=torch.float64)
-        return self._apply(vector, forms), forms
+        """The product ``(P,)`` and vᵀH_b v of each chunk's own Hessian, as ``weights``, in float64, for one product."""
+        forms = torch.zeros(len(self._weights), dtype=torch.float64)
+        product = self._apply(vector, forms)
+        return product, self._collective.gather(lambda: forms)
 
     def quadratic_forms(self, vector: Tensor) -> Tensor:
-        """vᵀH_b v of each chunk's own Hessian, ``(B,)`` in float64; costs one product."""
+        """vᵀH_b v of each chunk's own Hessian, as ``weights``, in float64; costs one product."""
         return self.with_forms(vector)[1]
 
     @property
@@ -80,28 +87,32 @@ class HessianProduct:
     def gradient(self) -> Tensor:
         """∇L(θ) ``(P,)``, which the graphs of the products hold already."""
         with self._context():
-            total = torch.zeros_like(self.theta, dtype=torch.float64)
-            for index, weight in enumerate(self.weights.tolist()):
-                if weight:
-                    total.add_(self._graph(index)[1].detach(), alpha=weight)
+            total = self._collective.total(lambda: self._sum(lambda index: self._graph(index)[1].detach()))
         return total.to(self.theta.dtype)
 
     @property
     def num_gradients(self) -> int:
         """Gradients of the whole probe set that were taken to differentiate them again."""
-        return -(-self._num_chunk_gradients // max(1, int(self.weights.count_nonzero())))
+        return -(-self._num_chunk_gradients // max(1, int(self._weights.count_nonzero())))
 
     def _apply(self, vector: Tensor, forms: Tensor | None) -> Tensor:
+        def product(index: int) -> Tensor:
+            result = self._product(index, vector)
+            if forms is not None:
+                forms[index] = torch.dot(result.double(), vector.double())
+            return result
+
         with self._context():
-            total = torch.zeros_like(self.theta, dtype=torch.float64)
-            for index, weight in enumerate(self.weights.tolist()):
-                if weight:
-                    product = self._product(index, vector)
-                    total.add_(product, alpha=weight)
-                    if forms is not None:
-                        forms[index] = torch.dot(product.double(), vector.double())
+            total = self._collective.total(lambda: self._sum(product))
         self.num_products += 1
         return total.to(vector.dtype)
+
+    def _sum(self, part: Callable[[int], Tensor]) -> Tensor:
+        total = torch.zeros_like(self.theta, dtype=torch.float64)
+        for index, weight in enumerate(self._weights.tolist()):
+            if weight:
+                total.add_(part(index), alpha=weight)
+        return total
 
     def _product(self, index: int, vector: Tensor) -> Tensor:
         leaf, gradient = self._graph(index)

@@ -35,6 +35,11 @@ class TappedLoss:
     """Which targets count ``(n, m)``."""
 
     @property
+    def mean(self) -> float:
+        """The loss, summed over examples in float64: small differences survive that a float32 mean would round away."""
+        return float(self.weights @ self.losses / self.weights.sum())
+
+    @property
     def errors(self) -> Tensor | None:
         """Share of wrong predictions in each example ``(n,)``, float64; ``None`` for losses over no classes."""
         outputs, targets = self.outputs.detach(), self.targets

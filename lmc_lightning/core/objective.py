@@ -1,7 +1,8 @@
 """The one evaluator: loss, error, gradient and Hessian products of a module on fixed data, as functions of θ."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -9,7 +10,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lmc_lightning.core.chunks import Weighting, rechunk
+from lmc_lightning.core.chunks import Chunks, Weighting, rechunk
+from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.glassbox import glass_box, seed_everything
 from lmc_lightning.core.hvp import FiniteDifferenceProduct, HessianProduct
 from lmc_lightning.core.losstap import LossTap, TappedLoss
@@ -39,6 +41,8 @@ class Evaluation:
     """``(B,)``"""
     weights: Tensor
     """Share of each chunk ``(B,)``, summing to 1."""
+    local_weights: Tensor = field(repr=False)
+    """The shares of this process's own chunks."""
     example_losses: Tensor | None = field(default=None, repr=False)
     """``(N,)``, where the tap sees them."""
     example_errors: Tensor | None = field(default=None, repr=False)
@@ -68,6 +72,7 @@ class Objective:
         replacements: attributes to set on the shadow.
         match_precision: keep the caller's autocast and TF32 instead of true float32.
         second_order: ``"finite_differences"`` of gradients where double backward is missing or wrong; in float64 only.
+        collective: the processes that hold the other batches of the probe set.
 
     Raises:
         ValueError: no batches, or no parameters to measure.
@@ -90,10 +95,12 @@ class Objective:
         replacements: Mapping[str, object] | None = None,
         match_precision: bool = False,
         second_order: SecondOrder = "autograd",
+        collective: Collective | None = None,
     ) -> None:
         self.mode, self.seed, self.second_order = mode, seed, second_order
         self.memory_budget, self.match_precision = memory_budget, match_precision
         self._module, self._loss_fn, self._batch_weight = module, loss_fn, batch_weight
+        self.collective = collective or Collective()
         self._needs_grad = False
         self._stateful: bool | None = None  # unknown until the baseline pass has been watched
         self._latest: tuple[Tensor, nn.Module] | None = None
@@ -101,21 +108,26 @@ class Objective:
             self._shadow = Shadow(module, replacements=replacements, dtype=dtype)
             self.layout = parameter_layout(self._shadow.module, parameters)
             self._theta = self.layout.flatten(dict(self._shadow.module.named_parameters()))
-            given = [self._prepared(b) for b in batches]
-            if not given:
-                raise ValueError("Expected at least one probe batch, got none. Give a loader that yields batches.")
-            if keep_batches:
-                self.batches, self.additive = tuple(given), False
-                return
             size = chunk_size or CHUNK_SIZE.get(self._theta.device.type, DEFAULT_CHUNK_SIZE)
-            chunks = rechunk(given, size, lambda some: self._evaluate(self._theta, some, None).loss)
-            self.batches, self.additive = chunks.batches, chunks.additive
+            chunks = self.collective.agree(lambda: self._chunks(batches, None if keep_batches else size))
+        self.batches, self.additive = chunks.batches, chunks.additive
+
+    def _chunks(self, batches: Iterable[Batch], size: int | None) -> Chunks:
+        given = [self._prepared(b) for b in batches]
+        if not given:
+            raise ValueError("Expected at least one probe batch, got none. Give a loader that yields batches.")
+        if size is None:
+            return Chunks(tuple(given), additive=False)
+        return rechunk(given, size, lambda some: self._evaluate(self._theta, some, None).mean())
 
     @contextmanager
     def box(self) -> Iterator[None]:
         """The glass box, and the module's own Python state behind it: whatever runs inside leaves no trace."""
         with glass_box(match_precision=self.match_precision), preserved_state(self._module):
             yield
+
+    def _light_box(self) -> AbstractContextManager[None]:
+        return glass_box(match_precision=self.match_precision)
 
     def _prepared(self, batch: Batch) -> Batch:
         device, dtype = self._theta.device, self._theta.dtype
@@ -126,7 +138,7 @@ class Objective:
     @cached_property
     def baseline(self) -> Evaluation:
         """The evaluation at ``theta()``; its weights are those of every mean over the probe set."""
-        evaluation = self.evaluate(self._theta)
+        evaluation = self._evaluate_all(self._theta, None)
         self._stateful = self._stateful is True
         return evaluation
 
@@ -135,11 +147,12 @@ class Objective:
         """The length P of θ."""
         return self.layout.num_params
 
-    @property
+    @cached_property
     def num_examples(self) -> int | None:
-        """Examples in the probe set, where they can be counted."""
+        """Examples in the probe set, of all processes, where they can be counted."""
         sizes = [leading_size(b) for b in self.batches]
-        return None if None in sizes else sum(n for n in sizes if n is not None)
+        counts = self.collective.gather(lambda: torch.tensor([-1 if n is None else n for n in sizes]))
+        return None if bool((counts < 0).any()) else int(counts.sum())
 
     @property
     def weighting(self) -> Weighting:
@@ -167,25 +180,37 @@ class Objective:
 
     def evaluate(self, theta: Tensor, *, buffers: Mapping[str, Tensor] | None = None) -> Evaluation:
         """Loss, error and their values per example at θ, one forward pass over the probe set."""
+        if self._stateful is None:
+            _ = self.baseline  # the pass that watches the steps; if they keep no state, all further ones are cheaper
+        return self._evaluate_all(theta, buffers)
+
+    def _evaluate_all(self, theta: Tensor, buffers: Mapping[str, Tensor] | None) -> Evaluation:
         with self.box():
-            return self._evaluate(theta, self.batches, buffers)
+            parts = self.collective.agree(lambda: self._evaluate(theta, self.batches, buffers))
+            return _combined(parts, self.collective)
 
     def grad(self, theta: Tensor) -> Tensor:
         """∇L(θ) ``(P,)``, summed over chunks in float64."""
+        weights = self.baseline.local_weights
         with self.box():
-            total = torch.zeros_like(theta, dtype=torch.float64)
-            leaf = theta.detach().clone().requires_grad_()
-            for index, weight in enumerate(self.baseline.weights.tolist()):
-                if weight:
-                    total.add_(self._gradient(index, leaf, create_graph=False), alpha=weight)
-            self._latest = None
-        return total.to(theta.dtype)
+            return self.collective.total(lambda: self._local_gradient(theta, weights)).to(theta.dtype)
+
+    def _local_gradient(self, theta: Tensor, weights: Tensor) -> Tensor:
+        total = torch.zeros_like(theta, dtype=torch.float64)
+        leaf = theta.detach().clone().requires_grad_()
+        for index, weight in enumerate(weights.tolist()):
+            if weight:
+                total.add_(self._gradient(index, leaf, create_graph=False), alpha=weight)
+        self._latest = None
+        return total
 
     def hvp(self, theta: Tensor) -> HessianProduct:
         """v ↦ ∇²L(θ) v at a fixed θ; gradient graphs are kept between products as far as the memory budget goes."""
+        weights = self.baseline.local_weights
         if self.second_order == "finite_differences":
-            return FiniteDifferenceProduct(theta, self.chunk_gradient, self.baseline.weights, 0, self.box)
-        return HessianProduct(theta, self.differentiable_gradient, self.baseline.weights, self.memory_budget, self.box)
+            return FiniteDifferenceProduct(theta, self.chunk_gradient, weights, 0, self.box, self.collective)
+        budget, gradient = self.memory_budget, self.differentiable_gradient
+        return HessianProduct(theta, gradient, weights, budget, self._light_box, self.collective)
 
     def chunk_gradient(self, index: int, theta: Tensor) -> Tensor:
         """The gradient ``(P,)`` of one chunk's mean loss at θ."""
@@ -226,7 +251,7 @@ class Objective:
         loss = self.step(module, batch, seed=index)
         return None if loss is None else loss.reshape(())
 
-    def _evaluate(self, theta: Tensor, batches: Sequence[Batch], buffers: Mapping[str, Tensor] | None) -> Evaluation:
+    def _evaluate(self, theta: Tensor, batches: Sequence[Batch], buffers: Mapping[str, Tensor] | None) -> "_Parts":
         # Private to the steps, which may clamp or re-normalise their parameters in place.
         leaf = theta.detach().clone().requires_grad_(self._needs_grad)
         parts = [self._evaluate_chunk(leaf, i, batch, buffers) for i, batch in enumerate(batches)]
@@ -234,10 +259,10 @@ class Objective:
         used = [part for part in parts if part is not None]
         if not used:
             raise ValueError(f"The step returned no loss for any of {len(parts)} batches in mode={self.mode!r}.")
-        return _combine(
-            [0.0 if p is None else p[0] for p in parts],
-            [0.0 if p is None else p[1] for p in parts],
-            [p[2] for p in used],
+        rows = [(0.0, 0.0) if part is None else part[:2] for part in parts]
+        tapped = [part[2] for part in used]
+        return _Parts(
+            torch.tensor(rows, dtype=torch.float64), _example_rows([t for t in tapped if t is not None], len(tapped))
         )
 
     def _evaluate_chunk(
@@ -262,7 +287,8 @@ class Objective:
         if loss is None:
             return None
         tapped = tap.match(loss)
-        return loss.item(), self._weight(batch, tapped), tapped
+        value = loss.item() if tapped is None else tapped.mean
+        return value, self._weight(batch, tapped), tapped
 
     def _weight(self, batch: Batch, tapped: TappedLoss | None) -> float:
         if self._batch_weight is not None:
@@ -272,30 +298,46 @@ class Objective:
         return float(leading_size(batch) or 1)
 
 
-def _combine(losses: list[float], weights: list[float], tapped: list[TappedLoss | None]) -> Evaluation:
-    share = torch.tensor(weights, dtype=torch.float64)
-    share = share / share.sum()
-    chunk_losses = torch.tensor(losses, dtype=torch.float64)
-    used = chunk_losses.where(share > 0, torch.zeros_like(chunk_losses))
-    seen = [t for t in tapped if t is not None]
-    loss = float(share @ used)
-    if len(seen) != len(tapped):
-        return Evaluation(loss, None, None, chunk_losses, share)
-    examples = torch.cat([t.weights for t in seen])
-    examples = examples / examples.sum()
-    errors, confidences = _cat([t.errors for t in seen]), _cat([t.confidences for t in seen])
-    return Evaluation(
-        loss=loss,
-        error=None if errors is None else float(examples @ errors),
-        confidence=None if confidences is None else float(examples @ confidences),
-        chunk_losses=chunk_losses,
-        weights=share,
-        example_losses=torch.cat([t.losses for t in seen]).cpu(),
-        example_errors=None if errors is None else errors.cpu(),
-        example_weights=examples.cpu(),
+@dataclass(frozen=True)
+class _Parts:
+    """What one process saw in one pass."""
+
+    chunks: Tensor
+    """Mean loss and weight of each chunk ``(B, 2)``."""
+    examples: Tensor | None
+    """Weight, loss, error and confidence of each example ``(N, 4)``, NaN where unknown, if the tap saw all losses."""
+
+    def mean(self) -> float:
+        losses, weights = self.chunks.T
+        return float(losses[weights > 0] @ weights[weights > 0] / weights.sum())
+
+
+def _example_rows(tapped: list[TappedLoss], num_chunks: int) -> Tensor | None:
+    if len(tapped) < num_chunks:
+        return None
+    unknown = torch.tensor(math.nan, dtype=torch.float64)
+    columns = [(t.weights, t.losses, t.errors, t.confidences) for t in tapped]
+    return torch.cat(
+        [torch.stack([unknown.expand(len(w)) if c is None else c.cpu() for c in (w, *rest)], 1) for w, *rest in columns]
     )
 
 
-def _cat(parts: list[Tensor | None]) -> Tensor | None:
-    known = [p for p in parts if p is not None]
-    return torch.cat(known) if len(known) == len(parts) else None
+def _combined(parts: _Parts, collective: Collective) -> Evaluation:
+    losses, weights = collective.gather(lambda: parts.chunks).T
+    shares = weights / weights.sum()
+    loss = float(losses[shares > 0] @ shares[shares > 0])
+    local_weights = parts.chunks[:, 1] / weights.sum()
+    common = {"loss": loss, "chunk_losses": losses, "weights": shares, "local_weights": local_weights}
+    if not collective.gather(lambda: torch.tensor([parts.examples is not None])).all():
+        return Evaluation(error=None, confidence=None, **common)
+    rows = collective.gather(lambda: torch.empty(0, 4) if parts.examples is None else parts.examples)
+    share = rows[:, 0] / rows[:, 0].sum()
+    error, confidence = float(share @ rows[:, 2]), float(share @ rows[:, 3])
+    return Evaluation(
+        error=None if math.isnan(error) else error,
+        confidence=None if math.isnan(confidence) else confidence,
+        example_losses=rows[:, 1],
+        example_errors=None if math.isnan(error) else rows[:, 2],
+        example_weights=share,
+        **common,
+    )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,11 @@ class ParameterLayout:
         """The named tensors as differentiable views of θ (casts where a module mixes dtypes)."""
         if theta.shape != (self.num_params,):
             raise ValueError(f"Expected θ of shape ({self.num_params},), got {tuple(theta.shape)}.")
-        parts = zip(self.names, self.shapes, self.dtypes, theta.split(self.sizes), strict=True)
-        return {name: _shaped(part, shape, dtype) for name, shape, dtype, part in parts}
+        # One view each: of several views made at once, as by split, none may be changed in place, as some steps do.
+        ends = accumulate(self.sizes)
+        parts = [theta.narrow(0, end - size, size) for size, end in zip(self.sizes, ends, strict=True)]
+        named = zip(self.names, self.shapes, self.dtypes, parts, strict=True)
+        return {name: _shaped(part, shape, dtype) for name, shape, dtype, part in named}
 
 
 def _real(tensor: Tensor) -> Tensor:

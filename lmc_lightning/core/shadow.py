@@ -2,17 +2,20 @@
 
 import copy
 import random
-from collections import deque
-from collections.abc import Iterator, Mapping
+import types
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from lmc_lightning.core.structure import PLAIN, walk
+from lmc_lightning.core.structure import PLAIN, is_closure, walk
 
 Mode: TypeAlias = Literal["eval", "train"]
 
@@ -43,16 +46,17 @@ class Shadow:
         self.dtype = dtype or _full_precision(module)
         kept = {} if self.dtype else {id(p): p for p in module.parameters()}
         self._pristine = copy_module(module, kept)
+        self._replacements = dict(replacements or {})
         if self.dtype:
             for tensor in [*self._pristine.parameters(), *self._pristine.buffers()]:
                 tensor.data = cast(tensor.data, self.dtype)
         for submodule in self._pristine.modules():
             if isinstance(submodule, nn.Embedding | nn.EmbeddingBag):
                 submodule.sparse = False  # sparse gradients have no second derivative
-            # Nested modules of the same kind (a LightningModule inside another) need the same replacements.
-            if replacements and all(hasattr(submodule, name) for name in replacements):
-                submodule.__dict__.update(replacements)
-        self._overrides = not_copied(self._pristine)
+            for hooks in ("_backward_hooks", "_backward_pre_hooks"):  # what they do to gradients is not in the loss
+                submodule.__dict__[hooks] = OrderedDict()
+        self._attach(self._pristine, {})
+        self._plan = copy_plan(self._pristine)
 
     @property
     def module(self) -> nn.Module:
@@ -71,7 +75,8 @@ class Shadow:
         replaced: dict[int, object] = {}
         for name, parameter in self._pristine.named_parameters():
             replaced[id(parameter)] = tensors[name] if name in tensors else parameter.detach().clone()
-        module = copy_module(self._pristine, replaced, self._overrides)
+        module = copy_module(self._pristine, replaced, self._plan)
+        self._attach(module, tensors)
         for name, value in (buffers or {}).items():
             module.get_buffer(name).copy_(value)
         if mode == "eval":
@@ -82,6 +87,17 @@ class Shadow:
             elif isinstance(submodule, nn.MultiheadAttention | nn.RNNBase):
                 submodule.dropout = 0.0
         return module
+
+    def _attach(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Set what a copy lacks: its ties, which a LightningModule drops when it is copied, and scripted parameters."""
+        replacements = copy.deepcopy(self._replacements)
+        for prefix, submodule in module.named_modules():
+            # Nested modules of the same kind (a LightningModule inside another) need the same replacements.
+            if replacements and all(hasattr(submodule, name) for name in replacements):
+                submodule.__dict__.update(replacements)
+            if isinstance(submodule, torch.jit.ScriptModule):  # copied by rules of its own, which know no memo
+                for name in [n for n, _ in submodule.named_parameters(prefix, recurse=False) if n in tensors]:
+                    submodule._parameters[name.rpartition(".")[2]] = tensors[name]  # type: ignore[assignment]
 
 
 def _full_precision(module: nn.Module) -> torch.dtype | None:
@@ -98,29 +114,56 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def copy_module(
-    module: nn.Module, replaced: Mapping[int, object], overrides: dict[int, Any] | None = None
-) -> nn.Module:
+@dataclass(frozen=True)
+class CopyPlan:
+    """What a deep copy of a module must treat in its own way; the same for every copy of that module."""
+
+    overrides: Mapping[int, object]
+    """What stands for an object of this id: a clone for a tensor with a graph, itself for data and trainers."""
+    closures: Sequence[types.FunctionType]
+    """Functions, hooks above all, that may see the module through variables that they close over."""
+
+
+def copy_plan(module: nn.Module) -> CopyPlan:
+    """The plan for copies of ``module``."""
+    reached = list(_walk(module))
+    overrides: dict[int, object] = {id(v): v for v in reached if _is_shared(v)}
+    overrides |= {id(v): v.detach().clone() for v in reached if isinstance(v, Tensor) and not v.is_leaf}
+    return CopyPlan(overrides, [v for v in reached if is_closure(v)])
+
+
+def copy_module(module: nn.Module, replaced: Mapping[int, object], plan: CopyPlan | None = None) -> nn.Module:
     """A deep copy in which the objects of the given ids are replaced, and what refuses to be copied is shared."""
-    overrides = not_copied(module) if overrides is None else overrides
+    plan = plan or copy_plan(module)
+    memo = {**plan.overrides, **replaced}
     try:
-        return copy.deepcopy(module, overrides | dict(replaced))
+        return _deep_copy(module, plan.closures, memo)
     except Exception:
         # A failed deepcopy leaves half-built objects in its memo: find what refuses, then start afresh.
-        refusing = _refusing(module, overrides | dict(replaced))
-        return copy.deepcopy(module, overrides | refusing | dict(replaced))
+        return _deep_copy(module, plan.closures, memo | _refusing(module, memo))
 
 
-def not_copied(module: nn.Module) -> dict[int, Any]:
-    """What a deep copy must replace, by id: non-leaf tensors by clones, data and trainers by themselves."""
-    overrides: dict[int, Any] = {}
-    for value in walk(module, _is_shared):
-        if isinstance(value, Tensor):
-            if not value.is_leaf:
-                overrides[id(value)] = value.detach().clone()
-        elif _is_shared(value):
-            overrides[id(value)] = value
-    return overrides
+def _deep_copy(module: nn.Module, closures: Sequence[types.FunctionType], memo: Mapping[int, object]) -> nn.Module:
+    fresh = {id(f): _with_empty_cells(f) for f in closures}
+    memo = {**memo, **fresh}
+    copied = copy.deepcopy(module, memo)
+    for function in closures:
+        for cell, own in zip(fresh[id(function)].__closure__ or (), function.__closure__ or (), strict=True):
+            if own != types.CellType():  # not a variable that is not bound yet
+                cell.cell_contents = copy.deepcopy(own.cell_contents, memo)
+    return copied
+
+
+def _with_empty_cells(function: types.FunctionType) -> types.FunctionType:
+    cells = tuple(types.CellType() for _ in function.__closure__ or ())
+    fresh = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+    fresh.__kwdefaults__ = function.__kwdefaults__
+    fresh.__dict__.update(function.__dict__)
+    return fresh
+
+
+def _walk(root: object) -> Iterator[object]:
+    return walk(root, _is_shared, closures=True)
 
 
 def _is_shared(value: object) -> bool:
@@ -129,7 +172,7 @@ def _is_shared(value: object) -> bool:
 
 def _refusing(module: nn.Module, overrides: Mapping[int, object]) -> dict[int, Any]:
     refusing: dict[int, Any] = {}
-    for value in walk(module, _is_shared):
+    for value in _walk(module):
         if isinstance(value, nn.Module | Tensor) or id(value) in overrides:
             continue
         try:
@@ -143,7 +186,7 @@ def _refusing(module: nn.Module, overrides: Mapping[int, object]) -> dict[int, A
 
 def state_of(module: nn.Module) -> list[object]:
     """All that a step may change in ``module``, comparable with ``==``; tensors by version and sum."""
-    return [_state_of(value) for value in walk(module, _is_shared)]
+    return [_state_of(value) for value in _walk(module)]
 
 
 def _state_of(value: Any) -> object:
@@ -154,7 +197,7 @@ def _state_of(value: Any) -> object:
         return value.get_state().tolist()
     if isinstance(value, random.Random):
         return value.getstate()
-    if hasattr(value, "bit_generator"):
+    if isinstance(value, np.random.Generator):
         return str(value.bit_generator.state)
     attributes = getattr(value, "__dict__", {})
     members = [*value.values()] if isinstance(value, Mapping) else [*value] if isinstance(value, _CONTAINERS) else []
@@ -166,7 +209,7 @@ def preserved_state(module: nn.Module) -> Iterator[None]:
     """Python attributes and buffers of ``module`` are as before afterwards, even if a hook's closure reached them."""
     attributes = [(m, {k: v for k, v in vars(m).items() if k not in _MODULE_SLOTS}) for m in module.modules()]
     slots = [vars(m)[slot] for m in module.modules() for slot in _MODULE_SLOTS]
-    reached = [*slots, *walk([a for _, a in attributes], _is_shared)]
+    reached = [*slots, *_walk([a for _, a in attributes])]
     containers = [(v, _content(v)) for v in reached if isinstance(v, list | deque | dict | set)]
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
     try:

@@ -1,10 +1,12 @@
 """Nested data of any type: find its tensors, copy it, cut it, join it, name it by a digest."""
 
 import copy
+import functools
 import hashlib
+import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -14,10 +16,13 @@ PLAIN = (str, bytes, int, float, complex, bool, type(None), type)
 """Types of values that hold no others."""
 
 
-def walk(root: object, is_leaf: Callable[[object], bool] | None = None) -> Iterator[object]:
+def walk(root: object, is_leaf: Callable[[object], bool] | None = None, *, closures: bool = False) -> Iterator[object]:
     """Every object reachable from ``root`` through containers and attributes, each once, in a fixed order.
 
-    Objects for which ``is_leaf`` holds are yielded but not entered.
+    Args:
+        root: where to start.
+        is_leaf: objects that are yielded but not entered.
+        closures: whether functions are entered too, by what they hold.
     """
     seen: set[int] = set()
     stack: list[tuple[object, int]] = [(root, 0)]
@@ -28,7 +33,25 @@ def walk(root: object, is_leaf: Callable[[object], bool] | None = None) -> Itera
         seen.add(id(value))
         yield value
         if depth < MAX_DEPTH and not (is_leaf and is_leaf(value)):
-            stack.extend((child, depth + 1) for child in reversed(_children(value)))
+            children = [*_children(value), *(_behind(value) if closures else ())]
+            stack.extend((child, depth + 1) for child in reversed(children))
+
+
+def is_closure(value: object) -> TypeGuard[types.FunctionType]:
+    """Whether ``value`` is a function that holds variables, other than torch's wrappers, which hold its caches."""
+    if not isinstance(value, types.FunctionType) or not value.__closure__:
+        return False
+    return not str(value.__module__).startswith("torch")
+
+
+def _behind(value: Any) -> list[object]:
+    """What a callable sees besides its arguments: variables, the object of a method, the arguments of a partial."""
+    if is_closure(value):
+        cells = value.__closure__ or ()
+        return [c.cell_contents for c in cells if c != types.CellType()]  # not a variable that is not bound yet
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    return [value.__self__] if isinstance(value, types.MethodType) else []
 
 
 def _children(value: object) -> list[object]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.core.objective import Objective
 
@@ -53,14 +54,18 @@ def running_statistics(
         module = objective.module_at(theta.detach(), buffers=given)
         frozen = {name for name, layer in _tracking(module) if module.training and not layer.training}
         pools = {name: _Pool.of(layer) for name, layer in _tracking(module) if name not in frozen}
-        for index, batch in enumerate(objective.batches):
-            objective.step(module, batch, seed=index)
+        objective.collective.agree(lambda: _run(objective, module))
     for name, pool in pools.items():
         if pool.counts:
-            mean, variance = pool.statistics()
+            mean, variance = pool.statistics(objective.collective)
             given[f"{name}running_mean"] = mean.to(given[f"{name}running_mean"])
             given[f"{name}running_var"] = variance.to(given[f"{name}running_var"])
     return given
+
+
+def _run(objective: Objective, module: nn.Module) -> None:
+    for index, batch in enumerate(objective.batches):
+        objective.step(module, batch, seed=index)
 
 
 def _tracking(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -99,15 +104,15 @@ class _Pool:
         self.means.append(layer.running_mean.to(torch.float64, copy=True))
         self.variances.append(layer.running_var.to(torch.float64, copy=True))
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance of all values, ``(C,)`` each, in float64."""
+    def statistics(self, collective: Collective) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance of all values of all processes, ``(C,)`` each, in float64."""
         means = torch.stack(self.means)
         counts = means.new_tensor(self.counts).unsqueeze(1)
-        total = counts.sum()
-        mean = (counts * means).sum(0) / total
+        total = collective.total(counts.sum)
+        mean = collective.total(lambda: (counts * means).sum(0)) / total
         # Within and between batches: the same sum as E[x²] − mean², without its cancellation.
         squares = (counts - 1) * torch.stack(self.variances) + counts * (means - mean).square()
-        return mean, squares.sum(0) / (total - 1)
+        return mean, collective.total(lambda: squares.sum(0)) / (total - 1)
 
 
 def _local_batch_norm(layer: Any, input: Tensor) -> Tensor:

@@ -88,8 +88,8 @@ def sharpness(
 ) -> SharpnessResult:
     """``worst_case``, ``adaptive``, ``average`` and ``gradient_norm`` at θ.
 
-    Cost: ``num_steps`` gradients and ``2 + num_steps + 2 · num_samples`` losses. Equal seeds of ``generator`` compare
-    points under common random directions.
+    Cost: up to ``num_steps`` gradients and ``2 + num_steps + 2 · num_samples`` losses. Equal seeds of ``generator``
+    compare points under common random directions.
 
     Raises:
         ValueError: A radius or a number that is not positive.
@@ -130,14 +130,15 @@ def worst_case(
 ) -> Rise:
     """max over ‖ε‖₂ ≤ ρ of L(θ + ε) − L(θ), from below by normalised gradient ascent.
 
-    Steps of length ρ, each projected back on the ball; the highest of the points visited counts. The first is the
-    perturbation of SAM, ε = ρg/‖g‖ (arXiv 2010.01412). May be negative where ρ is too large for one step.
+    The first step is the perturbation of SAM, ε = ρg/‖g‖ (arXiv 2010.01412). Further ones are projected back on the
+    ball, one that does not rise is taken back and halved, and the highest point counts. Negative where ρ is too long
+    for so few steps.
 
     Args:
         objective: The mean loss.
         theta: The point ``(P,)``.
         rho: Radius, absolute.
-        num_steps: Ascent steps; each costs a loss and, from the second on, a gradient.
+        num_steps: Ascent steps; each costs a loss and, from the second on, a gradient where the last one rose.
         centre: Loss and gradient at θ, where known.
 
     Raises:
@@ -204,19 +205,22 @@ def _ascent(objective: Objective, centre: Centre, scale: Tensor, rho: float, num
     """Projected ascent in the coordinates δ = ε/scale on the ball ‖δ‖ ≤ ρ."""
     _require_positive(rho=rho, num_steps=num_steps)
     theta, gradient, num_gradients = centre.theta, centre.gradient, 0
-    delta = torch.zeros_like(theta)
+    delta, length, height, highest = torch.zeros_like(theta), rho, 0.0, -math.inf
     # A rise of first order that drowns in the rounding of the loss gives no direction to go.
-    stationary = rho * _norm(scale * gradient) <= torch.finfo(theta.dtype).eps * abs(centre.loss)
+    stationary = moved = rho * _norm(scale * gradient) <= torch.finfo(theta.dtype).eps * abs(centre.loss)
     if stationary:
         delta = _OFF_CENTRE * rho * sphere(theta.numel(), torch.Generator().manual_seed(0)).to(theta)
-    rises = []
-    for step in range(num_steps):
-        if step or stationary:
+    for _ in range(num_steps):
+        if moved:
             gradient = objective.grad(theta + scale * delta)
             num_gradients += 1
-        delta = _projected(delta + rho * _direction(scale * gradient), rho)
-        rises.append(float(objective.loss(theta + scale * delta)) - centre.loss)
-    return Rise(max(rises), rho, num_gradients, num_losses=num_steps, stationary=stationary)
+        trial = _projected(delta + length * _direction(scale * gradient), rho)
+        rise = float(objective.loss(theta + scale * trial)) - centre.loss
+        highest, moved = max(highest, rise), rise > height
+        if moved:
+            delta, height = trial, rise
+        length = min(2 * length, rho) if moved else length / 2
+    return Rise(highest, rho, num_gradients, num_losses=num_steps, stationary=stationary)
 
 
 def _direction(vector: Tensor) -> Tensor:

@@ -482,6 +482,16 @@ def test_values_per_example_average_to_the_loss_and_error() -> None:
     assert float(evaluation.weights.sum()) == pytest.approx(1)
 
 
+def test_losses_are_summed_in_float64() -> None:
+    """Small rises of a float32 module are not lost in the rounding of a float32 mean."""
+    module, data = ConvNet(torch.float32), images(2000, dtype=torch.float32)
+    objective = Objective(module, [data], cross_entropy, chunk_size=2000)
+    with torch.no_grad():
+        elements = F.cross_entropy(module.eval()(data[0]), data[1], reduction="none")
+    assert objective.baseline.loss == pytest.approx(elements.double().mean().item(), rel=1e-14)
+    assert objective.baseline.loss != elements.mean().item()
+
+
 def test_other_losses_have_no_error() -> None:
     evaluation = problems.matrix_factorisation().objective().baseline
     assert (evaluation.error, evaluation.confidence, evaluation.example_losses) == (None, None, None)

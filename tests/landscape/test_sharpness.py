@@ -58,7 +58,7 @@ def test_worst_case_comes_from_below_and_grows_with_the_number_of_steps() -> Non
 
 def test_worst_case_at_a_saddle_follows_the_largest_eigenvalue_not_the_largest_magnitude() -> None:
     objective = at_minimum([1.0, 0.2, -5.0])
-    assert worst_case(objective, objective.theta(), 0.1, 100).value == pytest.approx(0.1**2 / 2, rel=1e-6)
+    assert 0.99 * 0.1**2 / 2 < worst_case(objective, objective.theta(), 0.1, 100).value <= 0.1**2 / 2
 
 
 def test_worst_case_of_a_quadratic_away_from_its_minimum() -> None:
@@ -80,6 +80,17 @@ def test_a_linear_loss_rises_by_rho_times_its_slope(num_steps: int) -> None:
     result = worst_case(linear(slope, theta), theta, 0.7, num_steps)
     assert result.value == pytest.approx(0.7 * float(slope.norm()), rel=1e-12)
     assert not result.stationary
+
+
+def test_a_step_that_overshoots_is_negative_and_further_steps_repair_it() -> None:
+    """(θ² − 1)² just left of the minimum at 1, with a radius that reaches over the other well."""
+    objective = problems.double_well(0.99).objective()
+    theta = objective.theta()
+    over = worst_case(objective, theta, 1.9)
+    assert over.value == pytest.approx(((0.99 - 1.9) ** 2 - 1) ** 2 - objective.baseline.loss, rel=1e-9)
+    values = [worst_case(objective, theta, 1.9, n).value for n in range(1, 16)]
+    assert values == sorted(values)
+    assert values[-1] == pytest.approx(1 - objective.baseline.loss, rel=1e-3)
 
 
 def test_one_step_is_the_perturbation_of_sam() -> None:
@@ -142,12 +153,12 @@ def test_rescaling_around_a_relu_leaves_adaptive_sharpness_and_moves_the_others(
 def test_average_at_a_minimum_is_half_sigma_squared_times_the_trace() -> None:
     objective = at_minimum()
     theta = objective.theta()
-    result = average(objective, theta, 0.1, 400, generator(0))
+    result = average(objective, theta, 0.1, 300, generator(0))
     assert result.radius == pytest.approx(0.1 * float(theta.norm()) / math.sqrt(8), rel=1e-12)
     expected = result.radius**2 * sum(SPECTRUM) / 2
     assert result.stderr is not None
     assert abs(result.value - expected) < 2.5 * result.stderr
-    spread = result.radius**2 * math.sqrt(sum(v**2 for v in SPECTRUM) / 2) / math.sqrt(400)
+    spread = result.radius**2 * math.sqrt(sum(v**2 for v in SPECTRUM) / 2) / math.sqrt(300)
     assert result.stderr == pytest.approx(spread, rel=0.15)
 
 
@@ -210,7 +221,7 @@ def test_one_gradient_is_shared_and_every_evaluation_is_counted(num_steps: int) 
     objective.baseline  # noqa: B018
     objective.losses = 0
     result = measure(objective, num_steps=num_steps, num_samples=3)
-    assert objective.gradients == result.num_gradients == num_steps
+    assert objective.gradients == result.num_gradients <= num_steps
     assert objective.losses == result.num_losses == 2 + num_steps + 2 * 3
 
 
