@@ -23,7 +23,7 @@ def classifier() -> ImageClassifier:
 @pytest.fixture
 def loader() -> DataLoader[tuple[torch.Tensor, ...]]:
     images = torch.randn(24, 1, 4, 4)
-    return DataLoader(TensorDataset(images, torch.arange(24) % 3), batch_size=8)
+    return DataLoader(TensorDataset(images, torch.arange(24) % 3), batch_size=8, shuffle=True)
 
 
 def test_the_snippet_for_a_trainer_runs(

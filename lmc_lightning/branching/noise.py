@@ -9,6 +9,7 @@ import functools
 import random
 import types
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -60,8 +61,7 @@ def reachable(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _children(path: str, value: Any, depth: int) -> Iterator[tuple[str, Any, int]]:
     if isinstance(value, dict):
-        items = [(f"{path}[{key!r}]", element) for key, element in value.items()]
-        yield from ((name, element, depth) for name, element in items[:_MAX_ELEMENTS])
+        yield from ((f"{path}[{key!r}]", element, depth) for key, element in islice(value.items(), _MAX_ELEMENTS))
     elif isinstance(value, list | tuple):
         yield from ((f"{path}[{i}]", element, depth) for i, element in enumerate(value[:_MAX_ELEMENTS]))
     elif isinstance(value, types.MethodType):

@@ -236,6 +236,14 @@ def sha(value: Any) -> str:
     return digest.hexdigest()
 
 
+class DrawingTimer(pl.callbacks.Timer):
+    """Moves the random state between `setup` and the first iterator, in the trunk only: children get no timers."""
+
+    def on_fit_start(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        super().on_fit_start(trainer, *args, **kwargs)
+        torch.rand(1)
+
+
 class Fingerprint(pl.Callback):
     """Weights, optimizers, schedulers and random states at every epoch's end, of trunk and children alike."""
 
