@@ -6,6 +6,7 @@ python examples/quickstart.py --small  # one quick pass through everything
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,14 @@ from lmc_lightning.data import build_datamodule
 from lmc_lightning.models import ImageClassifier
 from lmc_lightning.summary import failed, summarize
 
+PINNED = (
+    "hessian/lambda_max",
+    "hessian/trace",
+    "hessian/stability",
+    "sharpness/worst_case",
+    "barrier/val_error/k1_000",
+    "barrier/val_error/k1_002",
+)
 IMAGES = {"cifar10": {"in_channels": 3, "image_size": 32}}
 
 
@@ -70,9 +79,8 @@ def main() -> int:
     print(f"\n{summarize(callbacks)}\n")
     print(f"Total {seconds:.0f} s, of which measuring {sum(getattr(c, 'seconds', 0) for c in callbacks):.0f} s.")
     print(f"See it:\n  {Path(sys.executable).parent / 'tensorboard'} --logdir {trainer.log_dir}")
-    pinned = [{"plugin": "scalars", "tag": tag} for tag in ("hessian/lambda_max", "sharpness/worst_case")]
-    link = f"http://localhost:6006/?smoothing=0&pinnedCards={quote(str(pinned).replace(chr(39), chr(34)))}#timeseries"
-    print(f"  {link}")
+    pins = json.dumps([{"plugin": "scalars", "tag": tag} for tag in PINNED])
+    print(f"  http://localhost:6006/?smoothing=0&pinnedCards={quote(pins)}#timeseries")
     return 1 if failed(callbacks) else 0
 
 
