@@ -1,5 +1,7 @@
 """Records of what was measured, and the one place that writes them: memory, table file, loggers."""
 
+import copy
+import io
 import json
 import math
 import re
@@ -10,14 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lmc_lightning.core.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Status = Literal["ok", "not_converged", "undefined", "failed"]
-"""``undefined``: the number does not exist or is not finite; ``failed``: the visit raised."""
+Status = Literal["ok", "not_converged", "unreliable", "undefined", "failed"]
+"""``unreliable``: the self-check says that there is no such quantity; ``undefined``: the number does not exist or is not finite; ``failed``: the visit raised."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +85,30 @@ class Recorder:
         self.records: list[Record] = []
         self.directory: Path | None = None
         self.file_name = f"{kind}.jsonl"
-        self._file_error: str | None = None
+        self.earlier_file: str | None = None
+        """The table file of the run that is resumed."""
+        self.errors: list[str] = []
+        """Why something could not be written or shown; each reason once."""
+        self._warned: set[str] = set()
+
+    @property
+    def path(self) -> Path | None:
+        """The table file, where one is written."""
+        return None if self.directory is None else self.directory / self.file_name
 
     def add(self, measurement: Measurement, *, step: int, epoch: int, loggers: Iterable[Any] = ()) -> None:
         """Record a measurement of the state after ``step`` optimizer steps, and show it in ``loggers``."""
         fresh = [_record(self.kind, step, epoch, quantity, measurement.evidence) for quantity in measurement.quantities]
         self._merge(fresh)
-        shown = list(loggers)
-        drawn = self.directory is not None or any(_is_tensorboard(logger) for logger in shown)
+        try:
+            self._show(measurement, step, list(loggers))
+        except Exception as error:  # a logger out of disk or network, a figure that cannot be drawn: numbers are kept
+            self._note(f"Cannot show {self.kind}: {type(error).__name__}: {error}")
+
+    def _show(self, measurement: Measurement, step: int, loggers: list[Any]) -> None:
+        drawn = self.directory is not None or any(_is_tensorboard(logger) for logger in loggers)
         figures = {key: draw() for key, draw in measurement.figures.items()} if drawn else {}
-        for logger in shown:
+        for logger in loggers:
             log_measurement(logger, measurement, figures, step)
         for key, figure in figures.items():
             self._save_figure(figure, key, step)
@@ -103,6 +120,28 @@ class Recorder:
     def drop_after(self, step: int) -> None:
         """Forget what was measured beyond ``step``: a resumed run measures it anew."""
         self.records = [r for r in self.records if r.step <= step]
+
+    def drop_failures(self, step: int) -> None:
+        """Forget that visits at ``step`` failed: they are made again."""
+        self.records = [r for r in self.records if r.step != step or r.status != "failed"]
+
+    def add_missing(self, records: Iterable[Record]) -> None:
+        """Take over records that are not there yet."""
+        known = {(r.step, r.name) for r in self.records}
+        missing = [r for r in records if (r.step, r.name) not in known]
+        self.records = sorted(self.records + missing, key=lambda r: r.step)
+
+    def read(self, step: int) -> list[Record]:
+        """The numbers up to ``step`` in the table file of the run that is resumed, by default the present one."""
+        file = self.path if self.earlier_file is None else Path(self.earlier_file)
+        if file is None or not file.is_file():
+            return []
+        try:
+            found = _records(json.loads(line) for line in file.read_text().splitlines())
+        except (OSError, ValueError, TypeError) as error:
+            self._note(f"Cannot read {file}: {error}")
+            return []
+        return [r for r in found if r.step <= step and r.status != "failed"]
 
     @property
     def failures(self) -> list[Record]:
@@ -116,29 +155,42 @@ class Recorder:
 
     def save(self) -> None:
         """Write all records to ``<directory>/<file_name>``; a full disk is remembered, never raised."""
-        if self.directory is None:
-            return
-        lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self.records)
-        try:
-            write_atomic(self.directory / self.file_name, lines.encode())
-            self._file_error = None
-        except OSError as error:
-            self._file_error = str(error)
-
-    @property
-    def file_error(self) -> str | None:
-        """Why the table file could not be written, if it could not."""
-        return self._file_error
+        if self.path is not None:
+            lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self.records)
+            self._write(self.path, lines.encode())
 
     def _save_figure(self, figure: "Figure", key: str, step: int) -> None:
-        if self.directory is None:
-            return
-        path = self.directory / "figures" / f"{slug(key)}_{step:06d}.png"
+        if self.directory is not None:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")
+            self._write(self.directory / "figures" / f"{slug(key)}_{step:06d}.png", buffer.getvalue())
+
+    def _write(self, path: Path, content: bytes) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path)
+            write_atomic(path, content)
         except OSError as error:
-            self._file_error = str(error)
+            self._note(f"Cannot write {path.name}: {error}")
+
+    def _note(self, error: str) -> None:
+        if error not in self.errors:
+            self.errors.append(error)
+
+    def warn_of_unconverged(self, measurement: Measurement, step: int, advice: str) -> None:
+        """Name the quantities that have not converged, once."""
+        names = [q.name for q in measurement.quantities if q.status == "not_converged"]
+        if names:
+            self.warn_once(advice, f"at step {step} did not converge: {', '.join(names)}. {advice}")
+
+    def warn_once(self, reason: str, message: str | None = None) -> None:
+        """Warn of ``reason`` when it comes up for the first time."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            rank_zero_warn(f"{self.kind}: {message or reason}")
+
+    def latest(self) -> dict[str, float]:
+        """The values of the last step that was measured."""
+        last = max((r.step for r in self.records), default=0)
+        return {r.name: r.value for r in self.records if r.step == last and r.value is not None}
 
     def to_pandas(self, *, wide: bool = False) -> pd.DataFrame:
         """The records as a table: a row per number, or per step with a column per key (``wide=True``)."""
@@ -154,8 +206,12 @@ class Recorder:
 
     def load_state(self, state: Iterable[Mapping[str, Any]]) -> None:
         """Take over the records of a checkpoint; unknown fields of other versions are ignored."""
-        known = set(Record.__dataclass_fields__)
-        self.records = [Record(**{k: v for k, v in entry.items() if k in known}) for entry in state]
+        self.records = _records(copy.deepcopy(list(state)))
+
+
+def _records(entries: Iterable[Mapping[str, Any]]) -> list[Record]:
+    known = set(Record.__dataclass_fields__)
+    return [Record(**{k: v for k, v in entry.items() if k in known}) for entry in entries]
 
 
 def _record(kind: str, step: int, epoch: int, quantity: Quantity, shared: Mapping[str, Any]) -> Record:

@@ -1,10 +1,11 @@
 """The abstract measuring callback: when to visit, on which state and data, and what becomes of the result."""
 
-import copy
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,24 +15,17 @@ from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from lmc_lightning.callbacks.bridge import LogRecorder, StepBatch, collective_of, objective_of
+from lmc_lightning.callbacks.agenda import Agenda
+from lmc_lightning.callbacks.bridge import StepBatch, collective_of, objective_of, trainer_view
 from lmc_lightning.callbacks.guards import check_choice, check_module, check_trainer
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split
 from lmc_lightning.callbacks.probes import Probes
-from lmc_lightning.callbacks.visits import (
-    MAX_PENDING,
-    OptimizerGroups,
-    Pending,
-    Visit,
-    fits_in_memory,
-    optimizer_groups,
-    probe_evidence,
-    too_many_pending,
-)
+from lmc_lightning.callbacks.visits import OptimizerGroups, Pending, Visit, optimizer_groups, probe_evidence
+from lmc_lightning.core.collective import InterruptedMeasurementError
 from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import derive_seed
-from lmc_lightning.core.shadow import Mode, copy_module
+from lmc_lightning.core.shadow import Mode
 from lmc_lightning.recording import Measurement, Record, Recorder, slug
 from lmc_lightning.schedule import Axis, Schedule
 from lmc_lightning.types import BatchWeight, LossFn
@@ -99,8 +93,7 @@ class MeasurementCallback(Callback, ABC):
         self.seconds = 0.0
         self._recorder = Recorder(self.kind if name is None else f"{self.kind}_{slug(name)}")
         self._probes = Probes(self.splits, num_examples, probe_dataloader, seed)
-        self._pending: list[Pending] = []
-        self._warned: set[str] = set()
+        self._agenda = Agenda()
         self._step, self._last_global_step = 0, 0
 
     @abstractmethod
@@ -131,7 +124,7 @@ class MeasurementCallback(Callback, ABC):
         """Check that this run can be measured, and ask for its probe set."""
         if stage != "fit":
             return
-        self._step, self._pending = 0, []
+        self._step, self._agenda = 0, Agenda()
         check_trainer(trainer)
         check_module(pl_module, loss_fn=self.loss_fn, captures=self._probes.captures(trainer))
         log_dir = trainer.log_dir  # a broadcast: every rank asks
@@ -142,15 +135,18 @@ class MeasurementCallback(Callback, ABC):
         self._probes.setup(trainer, None if trainer.fast_dev_run else directory)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Visit the start."""
+        """Visit the start, or what a resumed run has left open."""
         self._last_global_step = trainer.global_step
         if trainer.global_step == 0:
             self._step = 0
         elif not self._step:
             self._step = trainer.global_step
         self._recorder.drop_after(self._step)
-        self._probes.start(trainer, pl_module)
-        if self._step == 0 and not trainer.fast_dev_run:
+        collective_of(trainer, interruptible=False).agree(lambda: self._probes.start(trainer, pl_module))
+        if self._step:
+            self._continue(trainer, pl_module)
+        elif not trainer.fast_dev_run:
+            self._recorder.drop_failures(0)
             self._visit_if_due(trainer, pl_module, "epoch", 0)
             self._visit_if_due(trainer, pl_module, "step", 0)
 
@@ -174,7 +170,7 @@ class MeasurementCallback(Callback, ABC):
         if trainer.is_last_batch:
             self._visit_if_due(trainer, pl_module, "epoch", trainer.current_epoch + 1)
         if self.expose:
-            self._expose()
+            self._expose(trainer)
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -192,11 +188,15 @@ class MeasurementCallback(Callback, ABC):
         """Make the visits that still wait."""
         self._probes.close("train")
         self._visit_pending(trainer, final=True)
-        for pending in self._pending:
-            self._fail("The run ended before its probe set was complete.", pending.step, pending.epoch)
-        self._pending.clear()
-        if self._recorder.file_error:
-            rank_zero_warn(f"{type(self).__name__} could not write its records: {self._recorder.file_error}")
+        for visit in self._agenda.take():
+            reason = ["The run ended before its probe set was complete.", *self._probes.errors]
+            self._fail(" ".join(reason), visit.step, visit.epoch)
+        for error in [*self._recorder.errors, *self._probes.errors]:
+            self._recorder.warn_once(error)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the module's steps alone."""
+        self._probes.detach()
 
     # -- visits ------------------------------------------------------------------------------------------------------
 
@@ -206,56 +206,63 @@ class MeasurementCallback(Callback, ABC):
 
     def _visit_if_due(self, trainer: Any, pl_module: Any, axis: Axis, count: int) -> None:
         # A fast_dev_run has one batch and one epoch: every path is run once.
-        if not (trainer.fast_dev_run and axis == "epoch") and not self.is_due(axis, count):
-            return
-        epoch = count if axis == "epoch" else trainer.current_epoch
-        self._pending.append(Pending(self._step, epoch, pl_module, optimizer_groups(trainer)))
-        if self._probe_sets(trainer) is not None:
-            self._visit_pending(trainer)
-        elif len(self._pending) > MAX_PENDING or not fits_in_memory(pl_module, len(self._pending)):
-            self._pending.pop()
-            self._fail(too_many_pending(self._probes.num_examples), self._step, epoch)
-        else:
-            with glass_box(match_precision=True):
-                self._pending[-1].module = copy_module(pl_module, {})
+        if (trainer.fast_dev_run and axis == "epoch") or self.is_due(axis, count):
+            self._request(trainer, pl_module, count if axis == "epoch" else trainer.current_epoch)
+
+    def _continue(self, trainer: Any, pl_module: Any) -> None:
+        """Take up a resumed run: what its file has beyond the checkpoint, and the visits that it left open."""
+        earlier = self._recorder.read(self._step) if trainer.is_global_zero else []
+        self._recorder.add_missing(trainer.strategy.broadcast(earlier))
+        left_open, self._agenda = self._agenda.open, Agenda()
+        for step, epoch in left_open:
+            if step == self._step:
+                self._recorder.drop_failures(step)
+                self._request(trainer, pl_module, epoch)
+            elif step < self._step:
+                self._fail("The run was interrupted before this visit was made.", step, epoch)
+
+    def _request(self, trainer: Any, pl_module: Any, epoch: int) -> None:
+        """Visit the present state, now or, while the probe set is awaited, later on a copy."""
+        visit = Pending(self._step, epoch, pl_module, optimizer_groups(trainer), trainer_view(trainer))
+        self._agenda.add(visit)
+        self._visit_pending(trainer)
+        if self._agenda.waiting:
+            with self._recorded_failure(visit):
+                collective_of(trainer).agree(lambda: self._agenda.postpone(self._probes.num_examples))
 
     def _visit_pending(self, trainer: Any, *, final: bool = False) -> None:
-        probes = self._probe_sets(trainer, final=final) if self._pending else None
-        if probes is None:
-            return
-        pending, self._pending = self._pending, []
-        for visit in pending:
-            self._visit(trainer, visit, probes)
+        probes = self._probe_sets(trainer, final=final) if self._agenda.waiting else None
+        if probes is not None:
+            for visit in self._agenda.take():
+                self._visit(trainer, visit, probes)
 
     def _probe_sets(self, trainer: Any, *, final: bool = False) -> dict[Split, ProbeSet] | None:
         """The probe sets of a visit; ``None`` while one of them is still awaited."""
-        sets = {split: self._probes.get(split) for split in self.splits}
-        optional = final or not trainer.enable_validation
-        awaited = [s for s, p in sets.items() if p is None and not (s == "val" and optional)]
-        # Processes with other shards may be behind: all visit when all are ready.
-        ready = collective_of(trainer).gather(lambda: torch.tensor([not awaited])).all()
-        return {split: p for split, p in sets.items() if p is not None} if ready else None
+        return self._probes.sets(trainer, optional=("val",) if final or not trainer.enable_validation else ())
 
     def _visit(self, trainer: Any, visit: Pending, probes: Mapping[Split, ProbeSet]) -> None:
         started = time.perf_counter()
+        with self._recorded_failure(visit):
+            examine = partial(self.examine, visit.module, probes, trainer=visit.trainer, optimizers=visit.optimizers)
+            measurement = collective_of(trainer).agree(partial(examine, step=visit.step, epoch=visit.epoch))
+            self._recorder.warn_of_unconverged(measurement, visit.step, self.advice)
+            loggers = trainer.loggers if trainer.is_global_zero else ()
+            self._recorder.add(measurement, step=visit.step, epoch=visit.epoch, loggers=loggers)
+            self._agenda.close(visit.step, visit.epoch)
+        self.seconds += time.perf_counter() - started
+
+    @contextmanager
+    def _recorded_failure(self, visit: Pending) -> Iterator[None]:
+        """A visit may fail, the run may not, unless asked to; one that was interrupted stays open for a resumed run."""
         try:
-            measurement = self.examine(
-                visit.module,
-                probes,
-                trainer=trainer,
-                step=visit.step,
-                epoch=visit.epoch,
-                optimizers=visit.optimizers,
-            )
+            yield
+        except InterruptedMeasurementError as error:
+            self._recorder.add_failure(str(error), step=visit.step, epoch=visit.epoch)
+            self._agenda.take()
         except Exception as error:
             if self.on_error == "raise":
                 raise
             self._fail(f"{type(error).__name__}: {error}", visit.step, visit.epoch)
-        else:
-            self._warn_of_unconverged(measurement, visit.step)
-            self._recorder.add(measurement, step=visit.step, epoch=visit.epoch, loggers=trainer.loggers)
-        finally:
-            self.seconds += time.perf_counter() - started
 
     def examine(
         self,
@@ -287,43 +294,31 @@ class MeasurementCallback(Callback, ABC):
         module: nn.Module,
         batches: Sequence[StepBatch],
         *,
-        trainer: Any | None = None,
         loss_fn: LossFn | None = None,
         mode: Mode | None = None,
-        keep_batches: bool = False,
-        recorder: LogRecorder | None = None,
+        **options: Any,
     ) -> Objective:
-        """The module's loss on given batches, under this callback's options."""
+        """The module's loss on given batches, under this callback's options and those of :func:`objective_of`."""
         return objective_of(
             module,
             batches,
-            trainer=trainer,
             loss_fn=loss_fn or self.loss_fn,
             parameters=self.parameters,
             batch_weight=self.batch_weight,
             mode=mode or self.mode,
             seed=self.seed,
-            keep_batches=keep_batches,
-            recorder=recorder,
+            **options,
         )
 
     def _fail(self, reason: str, step: int, epoch: int) -> None:
         self._recorder.add_failure(reason, step=step, epoch=epoch)
-        if reason not in self._warned:
-            self._warned.add(reason)
-            rank_zero_warn(f"{type(self).__name__} at step {step} failed and training goes on: {reason}")
+        self._recorder.warn_once(reason, f"at step {step} failed and training goes on: {reason}")
+        self._agenda.close(step, epoch)
 
-    def _warn_of_unconverged(self, measurement: Measurement, step: int) -> None:
-        names = [q.name for q in measurement.quantities if q.status == "not_converged"]
-        if names and self.advice not in self._warned:
-            self._warned.add(self.advice)
-            rank_zero_warn(f"{type(self).__name__} at step {step} did not converge: {', '.join(names)}. {self.advice}")
-
-    def _expose(self) -> None:
-        latest = max((r.step for r in self.results), default=0)
-        for record in self.results:
-            if record.step == latest and record.value is not None:
-                self.log(record.name, record.value, logger=False)  # type: ignore[attr-defined]  # set by Lightning
+    def _expose(self, trainer: Any) -> None:
+        for name, value in self._recorder.latest().items():
+            # All processes have the same value, and are asked to say so.
+            self.log(name, value, logger=False, sync_dist=trainer.world_size > 1)  # type: ignore[attr-defined]  # set by Lightning
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -333,8 +328,15 @@ class MeasurementCallback(Callback, ABC):
         return self._generate_state_key(kind=self.kind, name=self.name, schedule=str(self.schedule))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values only: records, step count, and the digest of the probe set with the file that holds it."""
-        return {"version": 1, "step": self._step, "records": self._recorder.state(), "probes": self._probes.state()}
+        """Plain values only: records and open visits, step count, and the names of the files that belong to them."""
+        return {
+            "version": 1,
+            "step": self._step,
+            "records": self._recorder.state(),
+            "open": self._agenda.state(),
+            "file": None if self._recorder.path is None else str(self._recorder.path),
+            "probes": self._probes.state(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the records of a checkpoint; a state of another version starts empty."""
@@ -342,5 +344,7 @@ class MeasurementCallback(Callback, ABC):
             rank_zero_warn(f"{type(self).__name__} cannot read the state of version {state_dict.get('version')!r}.")
             return
         self._step = int(state_dict["step"])
-        self._recorder.load_state(copy.deepcopy(state_dict["records"]))
+        self._recorder.load_state(state_dict["records"])
+        self._agenda.load_state(state_dict.get("open", []))
+        self._recorder.earlier_file = state_dict.get("file")
         self._probes.load_state(state_dict["probes"])

@@ -61,10 +61,16 @@ def optimizer_view(optimizer: Any) -> ReadOnly:
 
 
 def trainer_view(trainer: Any) -> ReadOnly:
-    """The trainer as a step on a shadow sees it: readable, with silent loggers."""
+    """The trainer as a step on a shadow sees it: readable, with silent loggers, and at the position it has now."""
     silent = [DummyLogger() for _ in trainer.loggers]
-    optimizers = [optimizer_view(o) for o in trainer.optimizers]
-    return ReadOnly(trainer, logger=silent[0] if silent else None, loggers=silent, optimizers=optimizers)
+    return ReadOnly(
+        trainer,
+        logger=silent[0] if silent else None,
+        loggers=silent,
+        optimizers=[optimizer_view(o) for o in trainer.optimizers],
+        global_step=trainer.global_step,
+        current_epoch=trainer.current_epoch,
+    )
 
 
 @dataclass
@@ -88,21 +94,28 @@ class LogRecorder:
         for name, value in dictionary.items():
             self.log(name, value, *args, **kwargs)
 
-    def reduced(self) -> dict[str, float]:
-        """One number for each name."""
-        return {name: _reduce(entries) for name, entries in self.values.items()}
+    def reduced(self, collective: Collective | None = None) -> dict[str, float]:
+        """One number for each name, over all processes."""
+        return {name: _reduce(entries, collective or Collective()) for name, entries in self.values.items()}
 
 
-def _reduce(entries: list[tuple[Any, float, Any]]) -> float:
+def _reduce(entries: list[tuple[Any, float, Any]], collective: Collective) -> float:
     last, _, reduce_fx = entries[-1]
     if isinstance(last, Metric):
-        return float(last.compute())
-    values = torch.tensor([float(v) for v, _, _ in entries], dtype=torch.float64)
+        return float(last.compute())  # over all processes, by itself
+    rows = collective.gather(lambda: torch.tensor([[float(v), w] for v, w, _ in entries], dtype=torch.float64))
+    values, weights = rows.T
     if reduce_fx == "mean" or reduce_fx is torch.mean:
-        weights = torch.tensor([w for _, w, _ in entries], dtype=torch.float64)
         return float(values @ weights / weights.sum())
     reduce = {"sum": torch.sum, "min": torch.min, "max": torch.max}.get(reduce_fx, reduce_fx)
     return float(reduce(values))
+
+
+def _refuse_gather(*args: object, **kwargs: object) -> None:
+    raise RuntimeError(
+        "The step gathers from other processes, which are not in step with this one while it is measured. "
+        "Pass loss_fn=(module, batch) -> scalar mean loss."
+    )
 
 
 def _refuse(*args: object, **kwargs: object) -> None:
@@ -120,6 +133,8 @@ def replacements(pl_module: nn.Module, trainer: Any | None, recorder: LogRecorde
         "manual_backward": _refuse,
         "_trainer": None if trainer is None else trainer_view(trainer),
     }
+    if trainer is not None and trainer.world_size > 1:
+        silent["all_gather"] = _refuse_gather
     if trainer is not None:
         silent["optimizers"] = _Views(lambda: [optimizer_view(o) for o in trainer.optimizers])
         silent["lr_schedulers"] = _Views(lambda: [ReadOnly(c.scheduler) for c in trainer.lr_scheduler_configs])
@@ -182,13 +197,13 @@ def loss_of(output: Any) -> Tensor | None:
     return loss
 
 
-def collective_of(trainer: Any | None) -> Collective:
-    """The processes that measure together; they end together when one of them is asked to end."""
+def collective_of(trainer: Any | None, *, interruptible: bool = True) -> Collective:
+    """The processes that measure together; a measurement ends on all of them when one is asked to end."""
     if trainer is None:
         return Collective()
 
     def interrupted() -> bool:
-        return bool(trainer.received_sigterm)
+        return interruptible and bool(trainer.received_sigterm)
 
     return (
         ProcessGroup(trainer.strategy.root_device, interrupted) if trainer.world_size > 1 else Collective(interrupted)
@@ -205,8 +220,8 @@ def objective_of(
     batch_weight: BatchWeight | None = None,
     mode: Mode = "eval",
     seed: int = 0,
-    keep_batches: bool = False,
     recorder: LogRecorder | None = None,
+    **options: Any,
 ) -> Objective:
     """θ ↦ mean of the module's own training loss over ``batches``."""
     weight = None if batch_weight is None else lambda step_batch: batch_weight(step_batch.batch)
@@ -218,7 +233,7 @@ def objective_of(
         batch_weight=weight,
         mode=mode,
         seed=seed,
-        keep_batches=keep_batches,
+        **options,
         replacements=replacements(pl_module, trainer, recorder),
         collective=collective_of(trainer),
     )
@@ -247,9 +262,13 @@ def logged_metrics(
                 submodule.reset()
         takes_index = is_param_in_hook_signature(module.validation_step, "batch_idx", min_args=2)
         recorder.values.clear()
-        module.on_validation_epoch_start()
-        for step_batch in batches:
-            recorder.batch_size = float(leading_size(step_batch.batch) or 1)
-            module.validation_step(*(step_batch if takes_index else step_batch[:1]))
-        module.on_validation_epoch_end()
-        return recorder.reduced()
+
+        def validate() -> None:
+            module.on_validation_epoch_start()
+            for step_batch in batches:
+                recorder.batch_size = float(leading_size(step_batch.batch) or 1)
+                module.validation_step(*(step_batch if takes_index else step_batch[:1]))
+            module.on_validation_epoch_end()
+
+        objective.collective.agree(validate)
+        return recorder.reduced(objective.collective)

@@ -1,17 +1,22 @@
 """Eigenvalues, trace and density of the Hessian while a network trains."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.core.collective import InterruptedMeasurementError
+from lmc_lightning.core.objective import Objective
+from lmc_lightning.core.selfcheck import SelfCheck, self_check
 from lmc_lightning.landscape.curvature import SpectrumResult, Stability, spectrum, stability
 from lmc_lightning.plotting.density import plot_density
 from lmc_lightning.plotting.style import figure_of
-from lmc_lightning.recording import Measurement, Quantity
+from lmc_lightning.recording import Measurement, Quantity, Status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,12 +87,14 @@ class HessianSpectrum(MeasurementCallback):
         self.num_probes, self.num_steps = num_probes, num_steps
         self.tolerance, self.max_products = tolerance, max_products
         self.density = density
+        self._check: SelfCheck | None = None
 
     def measure(self, visit: Visit) -> Measurement:
         """The spectrum of the Hessian at this visit."""
+        objective = self._verified(visit)
         result = spectrum(
-            visit.objective,
-            visit.theta,
+            objective,
+            objective.theta(),
             num_eigenvalues=self.num_eigenvalues,
             num_negative=self.num_negative,
             num_probes=self.num_probes,
@@ -105,10 +112,45 @@ class HessianSpectrum(MeasurementCallback):
                 "gradient_norm": result.gradient_norm,
                 "converged": result.converged,
                 "num_params": result.num_params,
+                "self_check": asdict(self._check) if self._check else None,
+                "second_order": objective.second_order,
             },
             histograms={self.key("ritz_values"): result.eigenpairs.ritz_values.numpy()} if drawn else {},  # type: ignore[union-attr]
             figures={self.key("density"): partial(draw_density, result, visit)} if drawn else {},
         )
+
+    def _verified(self, visit: Visit) -> Objective:
+        """The objective of this visit, by the route to second derivatives that the self-check of this run found."""
+        if self._check is None:
+            self._check = self._self_check(visit)
+            if self._check.verdict != "exact":
+                where = f" Look at {self._check.suspect}." if self._check.suspect else ""
+                rank_zero_warn(f"HessianSpectrum, self-check: {self._check.verdict}, {self._check.reason}.{where}")
+        if self._check.verdict != "finite_differences":
+            return visit.objective
+        return self._in_float64(visit, len(visit.objective.batches), second_order="finite_differences")
+
+    def _self_check(self, visit: Visit) -> SelfCheck:
+        try:
+            return self_check(self._in_float64(visit, 1), self.seed)
+        except InterruptedMeasurementError:
+            raise
+        except Exception as error:
+            return SelfCheck("unchecked", f"the step does not run in float64 ({type(error).__name__}: {error})")
+
+    def _in_float64(self, visit: Visit, num_chunks: int, **options: Any) -> Objective:
+        batches = visit.objective.batches[:num_chunks]
+        return self.objective(visit.module, batches, trainer=visit.trainer, dtype=torch.float64, **options)
+
+    def _status(self, converged: bool) -> Status:
+        if self._check is not None and self._check.verdict == "no_hessian":
+            return "unreliable"
+        return "ok" if converged else "not_converged"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check second derivatives anew in every run."""
+        super().setup(trainer, pl_module, stage)
+        self._check = None
 
     def _quantities(self, result: SpectrumResult, visit: Visit) -> Iterator[Quantity]:
         pairs = result.eigenpairs
@@ -124,7 +166,7 @@ class HessianSpectrum(MeasurementCallback):
                 float(pairs.eigenvalues[index]),
                 stderr_data=result.lambda_max_stderr_data if name == "lambda_max" else None,
                 evidence={"residual": float(pairs.residuals[index])},
-                status="ok" if pairs.converged[index] else "not_converged",
+                status=self._status(bool(pairs.converged[index])),
             )
         yield Quantity(self.key("lambda_max_residual"), float(pairs.residuals[0]))
         if result.quadrature is not None:

@@ -122,7 +122,7 @@ class InterpolationBarrier(MeasurementCallback):
             return Measurement(())
         comparison = self._comparison(visit.module, visit.trainer)
         label = slug(Path(self.reference or "").stem)
-        return self._measurement(self._pair(comparison, reference, state, label), visit.step)
+        return self._result(self._pair(comparison, reference, state, label), visit.step)
 
     # -- against children --------------------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class InterpolationBarrier(MeasurementCallback):
         try:
             with glass_box():
                 trunk, state = family.state(family.trunk, epoch), family.state(child, epoch)
-                measurement = self._measurement(self._pair(comparison, trunk, state, _label(family, child)), step)
+                measurement = self._result(self._pair(comparison, trunk, state, _label(family, child)), step)
         except Exception as error:
             if self.on_error == "raise":
                 raise
@@ -217,7 +217,7 @@ class InterpolationBarrier(MeasurementCallback):
         found = comparison.between(endpoint_of(objective, state_a), endpoint_of(objective, state_b))
         return {f"{self.key(name)}/{label}": result for name, result in found.items()}
 
-    def _measurement(self, pair: Mapping[str, Barrier], step: int) -> Measurement:
+    def _result(self, pair: Mapping[str, Barrier], step: int) -> Measurement:
         self.barriers |= {(key, step): result for key, result in pair.items()}
         return Measurement(tuple(_quantity(key, result) for key, result in pair.items()))
 

@@ -1,10 +1,10 @@
 """The probe set: the same tensors at every visit, got without disturbing the loaders that train."""
 
-import contextlib
 import io
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from lmc_lightning.callbacks.bridge import StepBatch
+from lmc_lightning.core.collective import Collective, joint_digest
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.structure import NotSliceableError, clone, cut, digest, leading_size, tensors_in
 
@@ -30,11 +31,13 @@ class ProbeSet:
     split: Split
     source: Source
     batches: tuple[StepBatch, ...] = field(repr=False)
+    part_of: str | None = None
+    """The digest of the set that all processes have read and these batches are one's part of."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The sha256 of all tensors; equal digests mean the same probe set."""
-        return digest([b.batch for b in self.batches])
+        return self.part_of or digest([b.batch for b in self.batches])
 
     @property
     def num_examples(self) -> int | None:
@@ -50,6 +53,14 @@ class ProbeSet:
         """The first ``num_examples`` examples; whole batches where these cannot be cut."""
         return ProbeSet(self.split, self.source, tuple(between(self.batches, 0, num_examples)))
 
+    def part(self, process: int, num_processes: int) -> "ProbeSet":
+        """What one of the processes measures, when each has read the whole set."""
+        if num_processes == 1:
+            return self
+        total = sum(leading_size(b.batch) or 1 for b in self.batches)
+        start, stop = (share(total, process + i, num_processes) for i in (0, 1))
+        return replace(self, batches=tuple(between(self.batches, start, stop)), part_of=self.digest)
+
     def label_counts(self) -> dict[int, int]:
         """How often each integer label occurs, if the batches hold a tensor of labels."""
         labels = [t for b in self.batches for t in tensors_in(b.batch) if t.ndim == 1 and not t.is_floating_point()]
@@ -60,32 +71,26 @@ class ProbeSet:
 
 
 def between(batches: Sequence[StepBatch], start: int, stop: int | None) -> Iterator[StepBatch]:
-    """Examples ``start`` to ``stop`` of all batches in a row; whole batches where these cannot be cut."""
+    """Examples ``start`` to ``stop`` of all batches in a row; of what cannot be cut, the batches that begin there."""
     position = 0
     for step_batch in batches:
         size = leading_size(step_batch.batch) or 1
         first, last = max(start - position, 0), size if stop is None else min(stop - position, size)
-        position += size
+        begins, position = start <= position, position + size
         if first >= last:
             continue
         if (first, last) != (0, size):
-            with contextlib.suppress(NotSliceableError):
+            try:
                 step_batch = step_batch._replace(batch=cut(step_batch.batch, first, last))
+            except NotSliceableError:
+                if not begins:
+                    continue
         yield step_batch
 
 
-def share(trainer: Any, num_examples: int, rank: int | None = None) -> int:
-    """How many of ``num_examples`` the processes before ``rank`` hold together; by default, what this process holds."""
-    if rank is None:
-        return share(trainer, num_examples, trainer.global_rank + 1) - share(trainer, num_examples, trainer.global_rank)
-    return num_examples * rank // int(trainer.world_size)
-
-
-def own_part(trainer: Any, batches: Sequence[StepBatch]) -> tuple[StepBatch, ...]:
-    """This process's part of a probe set that every process has read whole."""
-    total = sum(leading_size(b.batch) or 1 for b in batches)
-    start, stop = (share(trainer, total, trainer.global_rank + i) for i in (0, 1))
-    return tuple(between(batches, start, stop))
+def share(num_examples: int, process: int, num_processes: int) -> int:
+    """How many of ``num_examples`` the processes before ``process`` hold together."""
+    return num_examples * process // num_processes
 
 
 class ProbeStore:
@@ -98,69 +103,92 @@ class ProbeStore:
     _stores: ClassVar["weakref.WeakKeyDictionary[Any, ProbeStore]"] = weakref.WeakKeyDictionary()
 
     def __init__(self) -> None:
-        self.path: Path | None = None
+        self.directory: Path | None = None
+        """Where side files are written, if they are to be."""
+        self.process, self.num_processes = 0, 1
+        self.digests: dict[Split, str] = {}
+        """Of each captured set, over all processes, once all have theirs."""
+        self.errors: list[str] = []
+        """Why batches could not be captured, or their side file not be written."""
         self._wanted: dict[Split, int] = {}
         self._captured: dict[Split, list[StepBatch]] = {"train": [], "val": []}
+        self._attached: dict[Split, _CaptureOnce] = {}
         self._complete: dict[Split, ProbeSet] = {}
         self._sets: dict[tuple[Split, int | None], ProbeSet] = {}
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """The digest of each captured set."""
-        return {split: p.digest for split, p in self._complete.items() if p.source == "captured"}
 
     @classmethod
     def of(cls, trainer: Any) -> "ProbeStore":
         """The store of this trainer, made at the first call."""
         return cls._stores.setdefault(trainer, cls())
 
+    @property
+    def file_name(self) -> str:
+        """Of this process's side file."""
+        return f"probes_{self.process}.pt" if self.num_processes > 1 else "probes.pt"
+
     def request(self, split: Split, num_examples: int) -> None:
-        """Announce before training how many examples will be needed."""
-        self._wanted[split] = max(num_examples, self._wanted.get(split, 0))
+        """Announce before training how many examples of all processes will be needed."""
+        self._wanted[split] = max(self._share(num_examples), self._wanted.get(split, 0))
+
+    def _share(self, num_examples: int) -> int:
+        before, after = (share(num_examples, self.process + i, self.num_processes) for i in (0, 1))
+        return after - before
 
     def is_complete(self, split: Split) -> bool:
         """Whether the probe set of a split is there."""
         return split in self._complete
 
     def get(self, split: Split, num_examples: int | None) -> ProbeSet:
-        """The first ``num_examples`` probe examples of a split."""
+        """This process's part of the first ``num_examples`` probe examples of a split."""
         if (split, num_examples) not in self._sets:
-            self._sets[split, num_examples] = self._complete[split].first(num_examples)
+            complete = self._complete[split]
+            if complete.source != "captured":
+                found = complete.first(num_examples).part(self.process, self.num_processes)
+            else:
+                found = complete.first(None if num_examples is None else self._share(num_examples))
+            self._sets[split, num_examples] = found
         return self._sets[split, num_examples]
 
     def load_from(self, trainer: Any, split: Split, num_examples: int | None, seed: int) -> None:
         """Take the datamodule's own probe batches; no random number of the run is drawn."""
-        if split in self._complete and self._complete[split].covers(num_examples and share(trainer, num_examples)):
+        if split in self._complete and self._complete[split].covers(num_examples):
             return
         device = trainer.strategy.root_device
         batches = trainer.datamodule.probe_batches(split, num_examples, seed)
         moved = [move_data_to_device(trainer.precision_plugin.convert_input(b), device) for b in batches]
-        step_batches = own_part(trainer, [StepBatch(b, i) for i, b in enumerate(moved)])
-        self._complete[split] = ProbeSet(split, "datamodule", step_batches)
+        self._complete[split] = ProbeSet(split, "datamodule", tuple(StepBatch(b, i) for i, b in enumerate(moved)))
 
-    def resume(self, path: Path, digests: Mapping[str, str]) -> None:
-        """Take the captured sets of the run that is resumed from its side file, if they are the ones it measured.
+    def agree(self, splits: Sequence[Split], collective: Collective) -> None:
+        """Name captured sets that all processes have by digests over all of them."""
+        for split in splits:
+            if self._complete[split].source == "captured" and split not in self.digests:
+                self.digests[split] = joint_digest(self._complete[split].digest, collective)
+
+    def resume(self, directory: Path, digests: dict[Split, str], collective: Collective) -> None:
+        """Take the captured sets of the run that is resumed from its side files, if they are the ones it measured.
 
         Raises:
-            ValueError: the file holds other data than the digests name.
+            ValueError: the files hold other data than the digests name.
         """
-        captured = torch.load(path, weights_only=True)
-        for split, batches in captured.items():
-            probe_set = ProbeSet(split, "captured", tuple(StepBatch(*b) for b in batches))
-            if probe_set.digest != digests.get(split):
+        missing = sorted(digests.keys() - self._complete.keys())
+        if not missing:
+            return
+        path = directory / self.file_name
+        captured = collective.agree(lambda: torch.load(path, weights_only=True))
+        sets = {s: ProbeSet(s, "captured", tuple(StepBatch(*b) for b in captured.get(s, ()))) for s in missing}
+        for split, probe_set in sets.items():
+            if joint_digest(probe_set.digest, collective) != digests[split]:
                 raise ValueError(f"{path} does not hold the {split} probe set of this run.")
-            self._complete.setdefault(split, probe_set)
+        self._complete |= sets
+        self.digests.update(digests)
+        self.save()
 
     def capture(self, pl_module: nn.Module, split: Split) -> None:
         """Clone the arguments of the next call of the split's step, where nothing can edit them any more."""
-        if split in self._complete or split not in self._wanted:
+        if split in self._complete or split not in self._wanted or split in self._attached:
             return
-        name = _STEPS[split]
-        attributes = pl_module.__dict__
-        if isinstance(getattr(attributes.get(name), "__self__", None), ProbeStore):
-            return
-        original = getattr(pl_module, name)
-        before = attributes.get(name)
+        name, attributes = _STEPS[split], pl_module.__dict__
+        original, before = getattr(pl_module, name), attributes.get(name)
 
         def restore() -> None:
             if before is None:
@@ -168,7 +196,12 @@ class ProbeStore:
             else:
                 attributes[name] = before
 
-        attributes[name] = _CaptureOnce(self, split, original, restore)
+        self._attached[split] = attributes[name] = _CaptureOnce(self, split, original, restore)
+
+    def detach(self, split: Split) -> None:
+        """Give the module its own step back."""
+        if split in self._attached:
+            self._attached.pop(split).restore()
 
     def receive(self, split: Split, arguments: tuple[Any, ...]) -> None:
         """Keep a clone of the batch that a step was called with."""
@@ -176,13 +209,19 @@ class ProbeStore:
         index = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], int) else len(self._captured[split])
         if split == "val" and len(arguments) > 2 and arguments[2] != 0:
             return  # further validation loaders are other splits
-        self._captured[split].append(StepBatch(clone(batch), index))
-        if sum(leading_size(b.batch) or 1 for b in self._captured[split]) >= self._wanted[split]:
-            self.close(split)
+        try:
+            self._captured[split].append(StepBatch(clone(batch), index))
+        except Exception as error:  # we are inside the user's step
+            self.errors.append(f"A batch cannot be copied: {type(error).__name__}: {error}. Pass probe_dataloader=.")
+            del self._wanted[split]
+        else:
+            if sum(leading_size(b.batch) or 1 for b in self._captured[split]) >= self._wanted[split]:
+                self.close(split)
 
     def close(self, split: Split) -> None:
         """End the capture: what is there is the probe set from now on."""
-        if split not in self._complete and self._captured[split]:
+        self.detach(split)
+        if split not in self._complete and split in self._wanted and self._captured[split]:
             batches = tuple(between(self._captured[split], 0, self._wanted[split]))
             self._complete[split] = ProbeSet(split, "captured", batches)
             self._warn_of_imbalance(self._complete[split])
@@ -195,13 +234,16 @@ class ProbeStore:
             rank_zero_warn(f"More than half of the captured {probe_set.split} probe examples have one label: {counts}.")
 
     def save(self) -> None:
-        """Write captured sets to the side file, from which a resumed run takes them."""
+        """Write captured sets to the side file, from which a resumed run takes them; a full disk is remembered."""
         captured = {s: [tuple(b) for b in p.batches] for s, p in self._complete.items() if p.source == "captured"}
-        if self.path is None or not captured:
+        if self.directory is None or not captured:
             return
         buffer = io.BytesIO()
         torch.save(captured, buffer)
-        write_atomic(self.path, buffer.getvalue())
+        try:
+            write_atomic(self.directory / self.file_name, buffer.getvalue())
+        except OSError as error:  # we may be inside the user's step
+            self.errors.append(f"The probe set cannot be kept for a resumed run: {error}")
 
 
 @dataclass
@@ -219,6 +261,6 @@ class _CaptureOnce:
         return getattr(self.original, "__wrapped__", self.original)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.restore()
+        self.store.detach(self.split)
         self.store.receive(self.split, (*args, *kwargs.values()))
         return self.original(*args, **kwargs)

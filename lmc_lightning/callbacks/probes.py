@@ -1,7 +1,6 @@
 """Where the probe set of a callback comes from: its own loader, the datamodule, or the batches of the run itself."""
 
 import copy
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lmc_lightning.callbacks.bridge import StepBatch
-from lmc_lightning.callbacks.probe_store import ProbeSet, ProbeStore, Split, between, own_part, share
+from lmc_lightning.callbacks.bridge import StepBatch, collective_of
+from lmc_lightning.callbacks.probe_store import ProbeSet, ProbeStore, Split, between
 from lmc_lightning.core.glassbox import glass_box, seed_everything
 from lmc_lightning.core.structure import clone, leading_size
 
@@ -80,7 +79,6 @@ class Probes:
         self.splits, self.num_examples, self.dataloader, self.seed = splits, num_examples, dataloader, seed
         self.reserve = 0
         """Training examples to be kept for other uses than the numbers themselves."""
-        self._local_examples = num_examples
         self._own: ProbeSet | None = None
         self._store = ProbeStore()
         self._resumed: dict[str, Any] = {}
@@ -96,9 +94,8 @@ class Probes:
             ValueError: the whole split is asked for and nothing knows it.
         """
         self._store = store = ProbeStore.of(trainer)
-        rank = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
-        store.path = None if directory is None else directory / f"probes{rank}.pt"
-        self._local_examples = None if self.num_examples is None else share(trainer, self.num_examples)
+        store.directory = directory
+        store.process, store.num_processes = trainer.global_rank, trainer.world_size
         if not self.captures(trainer):
             return
         if self.num_examples is None:
@@ -107,24 +104,41 @@ class Probes:
                 "datamodule a method probe_batches(split, num_examples, seed)."
             )
         for split in self.splits:
-            store.request(split, share(trainer, self._wanted(split) or 0))
+            store.request(split, self._wanted(split) or 0)
 
     def start(self, trainer: Any, pl_module: Any) -> None:
         """Fetch whatever does not have to be captured."""
         if self.dataloader is not None:
             if self._own is None:
-                drawn = draw(self.dataloader, self.num_examples, self.seed)
-                mine = own_part(trainer, drawn)
-                self._own = ProbeSet("train", "probe_dataloader", tuple(to_device(mine, pl_module, trainer)))
+                drawn = to_device(draw(self.dataloader, self.num_examples, self.seed), pl_module, trainer)
+                whole = ProbeSet("train", "probe_dataloader", tuple(drawn))
+                self._own = whole.part(trainer.global_rank, trainer.world_size)
         elif not self.captures(trainer):
             with glass_box(match_precision=True):
                 for split in self.splits:
                     self._store.load_from(trainer, split, self._wanted(split), self.seed)
         elif self._resumed.get("digests"):
             try:
-                self._store.resume(Path(self._resumed["path"]), self._resumed["digests"])
-            except (OSError, ValueError, pickle.UnpicklingError) as error:
+                self._store.resume(
+                    Path(self._resumed["directory"]),
+                    self._resumed["digests"],
+                    collective_of(trainer, interruptible=False),
+                )
+            except Exception as error:
                 rank_zero_warn(f"The resumed run's probe set could not be read and is captured anew: {error}")
+
+    def sets(self, trainer: Any, *, optional: tuple[Split, ...]) -> dict[Split, ProbeSet] | None:
+        """The probe sets that all processes have; ``None`` while one that is not ``optional`` is awaited on any."""
+        collective, sets = collective_of(trainer, interruptible=False), dict[Split, ProbeSet]()
+        for split in self.splits:
+            found = self.get(split)
+            if collective.everywhere(found is not None) and found is not None:
+                sets[split] = found
+            elif split not in optional:
+                return None
+        if self._own is None:
+            self._store.agree(list(sets), collective)
+        return sets
 
     def _wanted(self, split: Split) -> int | None:
         if self.num_examples is None or split != "train":
@@ -140,15 +154,29 @@ class Probes:
         """End the capture of a split."""
         self._store.close(split)
 
+    def detach(self) -> None:
+        """Leave the module's steps alone."""
+        for split in self.splits:
+            self._store.detach(split)
+
     def get(self, split: Split = "train", num_examples: int | None = None) -> ProbeSet | None:
         """The probe set of a split, of ``num_examples`` if more are there; ``None`` while it is being captured."""
         if self._own is not None:
             return self._own
-        return self._store.get(split, num_examples or self._local_examples) if self._store.is_complete(split) else None
+        return self._store.get(split, num_examples or self.num_examples) if self._store.is_complete(split) else None
+
+    @property
+    def errors(self) -> list[str]:
+        """What went wrong with captured batches."""
+        return self._store.errors
 
     def state(self) -> dict[str, Any]:
-        """Where a resumed run finds captured sets: a path, and digests by split."""
-        return {} if self._store.path is None else {"path": str(self._store.path), "digests": self._store.digests}
+        """Where a resumed run finds captured sets: a folder, and digests by split."""
+        return (
+            {}
+            if self._store.directory is None
+            else {"directory": str(self._store.directory), "digests": dict(self._store.digests)}
+        )
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Remember where the resumed run keeps its captured sets."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split
+from lmc_lightning.core.collective import joint_digest
 from lmc_lightning.core.hvp import FREE_MEMORY_SHARE, free_bytes
 from lmc_lightning.core.objective import Objective
 
@@ -54,6 +55,8 @@ class Pending:
     epoch: int
     module: nn.Module
     optimizers: list[OptimizerGroups]
+    trainer: Any
+    """As the step saw it then."""
 
 
 def optimizer_groups(trainer: Any) -> list[OptimizerGroups]:
@@ -85,7 +88,7 @@ def probe_evidence(probes: ProbeSet, objective: Objective) -> dict[str, Any]:
         "fit_split": "train",
         "eval_split": probes.split,
         "probe_source": probes.source,
-        "probe_digest": probes.digest,
+        "probe_digest": probes.part_of or joint_digest(probes.digest, objective.collective),
         "num_examples": objective.num_examples,
         "weighting": objective.weighting,
         "additive": objective.additive,

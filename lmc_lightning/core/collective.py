@@ -1,5 +1,6 @@
 """Sums over the processes of a run, and the agreement that comes before them: all go on, or all raise."""
 
+import hashlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -42,9 +43,16 @@ class Collective:
         """The rows of ``compute()`` of all processes, in their order, on the CPU."""
         return self.agree(compute).cpu()
 
+    def everywhere(self, condition: bool) -> bool:
+        """Whether ``condition`` holds on all processes. Never interrupted."""
+        return condition
+
 
 class ProcessGroup(Collective):
     """The processes of ``torch.distributed``'s default group; every method is called by all of them, in one order.
+
+    A process that fails elsewhere than inside :meth:`agree` is missed by the others at their next agreement, so a whole
+    measurement is one too: agreements may be nested, and an error that all know of passes through the outer ones.
 
     Args:
         device: where the group's backend takes tensors.
@@ -62,34 +70,74 @@ class ProcessGroup(Collective):
             InterruptedMeasurementError: a process was asked to end.
             RuntimeError: the computation failed on another process; on the one where it failed, its own exception.
         """
-        value: list[T] = []
-        failure: Exception | None = None
         try:
-            value.append(compute())
+            value = compute()
         except Exception as error:
-            failure = error
-        asked = self.interrupted is not None and self.interrupted()
-        flags = torch.tensor([failure is not None, asked], dtype=torch.int64, device=self.device)
-        dist.all_reduce(flags)
-        failed, ended = flags.tolist()
-        if failure is not None:
-            raise failure
-        if failed:
-            raise RuntimeError(f"The measurement failed on {failed} other processes.")
+            if not _is_known(error):
+                self._compare(error)
+            _known(error)
+            raise
+        ended, _ = self._compare(None)
         if ended:
-            raise InterruptedMeasurementError("A process was asked to end during the measurement.")
-        return value[0]
+            raise _known(InterruptedMeasurementError("A process was asked to end during the measurement."))
+        return value
 
     def total(self, compute: Callable[[], Tensor]) -> Tensor:
         """The sum over processes of ``compute()``, whose shapes are equal."""
         value = self.agree(compute)
         summed = value.to(self.device, copy=True)
-        dist.all_reduce(summed)
+        self._call(lambda: dist.all_reduce(summed))
         return summed.to(value.device)
 
     def gather(self, compute: Callable[[], Tensor]) -> Tensor:
         """The rows of ``compute()`` of all processes, in their order, on the CPU; their numbers may differ."""
-        value = self.agree(compute).cpu()
-        parts: list[Tensor | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, value)
-        return torch.cat([part for part in parts if part is not None])
+        return torch.cat(self._gathered(self.agree(compute).cpu()))
+
+    def everywhere(self, condition: bool) -> bool:
+        """Whether ``condition`` holds on all processes. Never interrupted, so that all act on it together.
+
+        Raises:
+            RuntimeError: another process has failed meanwhile.
+        """
+        return self._compare(None, condition)[1]
+
+    def _compare(self, failure: Exception | None, condition: bool = True) -> tuple[bool, bool]:
+        """Whether a process is asked to end, and whether ``condition`` holds on all; every agreement is this one."""
+        asked = self.interrupted is not None and self.interrupted()
+        flags = torch.tensor([failure is not None, asked, not condition], dtype=torch.int64, device=self.device)
+        self._call(lambda: dist.all_reduce(flags))
+        failed, ended, missing = flags.tolist()
+        if failed:
+            reasons = self._gathered("" if failure is None else f"{type(failure).__name__}: {failure}")
+            if failure is None:
+                named = [f"process {rank}: {reason}" for rank, reason in enumerate(reasons) if reason]
+                raise _known(RuntimeError(f"The measurement failed on {', '.join(named)}"))
+        return bool(ended), not missing
+
+    def _gathered(self, own: T) -> list[T]:
+        values: list[T] = [own] * dist.get_world_size()
+        self._call(lambda: dist.all_gather_object(values, own))
+        return values
+
+    def _call(self, operation: Callable[[], object]) -> None:
+        try:
+            operation()
+        except Exception as error:  # the group is broken: nothing more can be agreed
+            _known(error)
+            raise
+
+
+def _is_known(error: BaseException | None) -> bool:
+    """Whether all processes have this error, or the one that it was raised from."""
+    return error is not None and ("known_to_all" in vars(error) or _is_known(error.__cause__))
+
+
+def _known(error: Exception) -> Exception:
+    vars(error)["known_to_all"] = True
+    return error
+
+
+def joint_digest(own: str, collective: Collective) -> str:
+    """One sha256 for what all processes hold, each with the sha256 of its ``own``; of one process, that."""
+    digests = collective.gather(lambda: torch.tensor([list(bytes.fromhex(own))], dtype=torch.uint8))
+    return own if len(digests) == 1 else hashlib.sha256(digests.numpy().tobytes()).hexdigest()

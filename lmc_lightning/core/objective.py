@@ -1,9 +1,7 @@
 """The one evaluator: loss, error, gradient and Hessian products of a module on fixed data, as functions of θ."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -12,10 +10,11 @@ from torch import Tensor, nn
 
 from lmc_lightning.core.chunks import Chunks, Weighting, rechunk
 from lmc_lightning.core.collective import Collective
+from lmc_lightning.core.evaluation import Evaluation, Parts, combined, example_rows
 from lmc_lightning.core.glassbox import glass_box, seed_everything
 from lmc_lightning.core.hvp import FiniteDifferenceProduct, HessianProduct
 from lmc_lightning.core.losstap import LossTap, TappedLoss
-from lmc_lightning.core.params import parameter_layout
+from lmc_lightning.core.params import parameter_layout, refuse_sharded
 from lmc_lightning.core.shadow import Mode, Shadow, cast, preserved_state, state_of
 from lmc_lightning.core.structure import clone, leading_size, with_tensors
 from lmc_lightning.types import Batch, BatchWeight, LossFn
@@ -26,29 +25,6 @@ DEFAULT_CHUNK_SIZE = 1024
 
 
 SecondOrder: TypeAlias = Literal["autograd", "finite_differences"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One pass over the probe set at one θ. Means are over examples, in float64."""
-
-    loss: float
-    error: float | None
-    """1 − accuracy, where the loss is a classification loss that the tap can see."""
-    confidence: float | None
-    """Mean largest predicted probability."""
-    chunk_losses: Tensor
-    """``(B,)``"""
-    weights: Tensor
-    """Share of each chunk ``(B,)``, summing to 1."""
-    local_weights: Tensor = field(repr=False)
-    """The shares of this process's own chunks."""
-    example_losses: Tensor | None = field(default=None, repr=False)
-    """``(N,)``, where the tap sees them."""
-    example_errors: Tensor | None = field(default=None, repr=False)
-    """``(N,)``"""
-    example_weights: Tensor | None = field(default=None, repr=False)
-    """Share of each example ``(N,)``, summing to 1."""
 
 
 class Objective:
@@ -75,7 +51,7 @@ class Objective:
         collective: the processes that hold the other batches of the probe set.
 
     Raises:
-        ValueError: no batches, or no parameters to measure.
+        ValueError: no batches, no parameters to measure, or parameters that are sharded over processes.
     """
 
     def __init__(
@@ -97,11 +73,13 @@ class Objective:
         second_order: SecondOrder = "autograd",
         collective: Collective | None = None,
     ) -> None:
+        refuse_sharded(module)
         self.mode, self.seed, self.second_order = mode, seed, second_order
         self.memory_budget, self.match_precision = memory_budget, match_precision
         self._module, self._loss_fn, self._batch_weight = module, loss_fn, batch_weight
         self.collective = collective or Collective()
         self._needs_grad = False
+        self._without_graph: set[int] = set()
         self._stateful: bool | None = None  # unknown until the baseline pass has been watched
         self._latest: tuple[Tensor, nn.Module] | None = None
         with self.box():
@@ -110,7 +88,7 @@ class Objective:
             self._theta = self.layout.flatten(dict(self._shadow.module.named_parameters()))
             size = chunk_size or CHUNK_SIZE.get(self._theta.device.type, DEFAULT_CHUNK_SIZE)
             chunks = self.collective.agree(lambda: self._chunks(batches, None if keep_batches else size))
-        self.batches, self.additive = chunks.batches, chunks.additive
+        self.batches, self.additive = chunks.batches, self.collective.everywhere(chunks.additive)
 
     def _chunks(self, batches: Iterable[Batch], size: int | None) -> Chunks:
         given = [self._prepared(b) for b in batches]
@@ -187,7 +165,7 @@ class Objective:
     def _evaluate_all(self, theta: Tensor, buffers: Mapping[str, Tensor] | None) -> Evaluation:
         with self.box():
             parts = self.collective.agree(lambda: self._evaluate(theta, self.batches, buffers))
-            return _combined(parts, self.collective)
+            return combined(parts, self.collective)
 
     def grad(self, theta: Tensor) -> Tensor:
         """∇L(θ) ``(P,)``, summed over chunks in float64."""
@@ -223,10 +201,20 @@ class Objective:
     def _gradient(self, index: int, leaf: Tensor, *, create_graph: bool) -> Tensor:
         with self.box():
             loss = self._chunk_loss(self._module_for(leaf), index, self.batches[index])
-            if loss is None or not loss.requires_grad:
-                return torch.zeros_like(leaf)
-            (gradient,) = torch.autograd.grad(loss, leaf, create_graph=create_graph, allow_unused=True)
-        return torch.zeros_like(leaf) if gradient is None else gradient
+            gradient = None
+            if loss is not None and loss.requires_grad:
+                (gradient,) = torch.autograd.grad(loss, leaf, create_graph=create_graph, allow_unused=True)
+        return self._constant(index, leaf) if gradient is None else gradient
+
+    def _constant(self, index: int, leaf: Tensor) -> Tensor:
+        """The zero gradient of a chunk whose loss has no graph to θ, as that of another task; not of all chunks."""
+        self._without_graph.add(index)
+        if len(self._without_graph) == len(self.batches):
+            raise ValueError(
+                f"The loss does not depend on the measured parameters in mode={self.mode!r}: the step detaches it. "
+                f"Try mode='train', where a step keeps its graph, or other parameters."
+            )
+        return torch.zeros_like(leaf)
 
     def module_at(
         self, theta: Tensor, *, buffers: Mapping[str, Tensor] | None = None, mode: Mode | None = None
@@ -251,7 +239,7 @@ class Objective:
         loss = self.step(module, batch, seed=index)
         return None if loss is None else loss.reshape(())
 
-    def _evaluate(self, theta: Tensor, batches: Sequence[Batch], buffers: Mapping[str, Tensor] | None) -> "_Parts":
+    def _evaluate(self, theta: Tensor, batches: Sequence[Batch], buffers: Mapping[str, Tensor] | None) -> Parts:
         # Private to the steps, which may clamp or re-normalise their parameters in place.
         leaf = theta.detach().clone().requires_grad_(self._needs_grad)
         parts = [self._evaluate_chunk(leaf, i, batch, buffers) for i, batch in enumerate(batches)]
@@ -261,8 +249,8 @@ class Objective:
             raise ValueError(f"The step returned no loss for any of {len(parts)} batches in mode={self.mode!r}.")
         rows = [(0.0, 0.0) if part is None else part[:2] for part in parts]
         tapped = [part[2] for part in used]
-        return _Parts(
-            torch.tensor(rows, dtype=torch.float64), _example_rows([t for t in tapped if t is not None], len(tapped))
+        return Parts(
+            torch.tensor(rows, dtype=torch.float64), example_rows([t for t in tapped if t is not None], len(tapped))
         )
 
     def _evaluate_chunk(
@@ -296,48 +284,3 @@ class Objective:
         if tapped is not None and tapped.kind in ("cross_entropy", "nll_loss"):
             return float(tapped.weights.sum())
         return float(leading_size(batch) or 1)
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What one process saw in one pass."""
-
-    chunks: Tensor
-    """Mean loss and weight of each chunk ``(B, 2)``."""
-    examples: Tensor | None
-    """Weight, loss, error and confidence of each example ``(N, 4)``, NaN where unknown, if the tap saw all losses."""
-
-    def mean(self) -> float:
-        losses, weights = self.chunks.T
-        return float(losses[weights > 0] @ weights[weights > 0] / weights.sum())
-
-
-def _example_rows(tapped: list[TappedLoss], num_chunks: int) -> Tensor | None:
-    if len(tapped) < num_chunks:
-        return None
-    unknown = torch.tensor(math.nan, dtype=torch.float64)
-    columns = [(t.weights, t.losses, t.errors, t.confidences) for t in tapped]
-    return torch.cat(
-        [torch.stack([unknown.expand(len(w)) if c is None else c.cpu() for c in (w, *rest)], 1) for w, *rest in columns]
-    )
-
-
-def _combined(parts: _Parts, collective: Collective) -> Evaluation:
-    losses, weights = collective.gather(lambda: parts.chunks).T
-    shares = weights / weights.sum()
-    loss = float(losses[shares > 0] @ shares[shares > 0])
-    local_weights = parts.chunks[:, 1] / weights.sum()
-    common = {"loss": loss, "chunk_losses": losses, "weights": shares, "local_weights": local_weights}
-    if not collective.gather(lambda: torch.tensor([parts.examples is not None])).all():
-        return Evaluation(error=None, confidence=None, **common)
-    rows = collective.gather(lambda: torch.empty(0, 4) if parts.examples is None else parts.examples)
-    share = rows[:, 0] / rows[:, 0].sum()
-    error, confidence = float(share @ rows[:, 2]), float(share @ rows[:, 3])
-    return Evaluation(
-        error=None if math.isnan(error) else error,
-        confidence=None if math.isnan(confidence) else confidence,
-        example_losses=rows[:, 1],
-        example_errors=None if math.isnan(error) else rows[:, 2],
-        example_weights=share,
-        **common,
-    )

@@ -57,6 +57,21 @@ def _shaped(part: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return part.to(dtype).view(shape)
 
 
+def refuse_sharded(module: nn.Module) -> None:
+    """Refuse a module whose parameters are spread over processes: to autograd its loss does not depend on them.
+
+    Raises:
+        ValueError: a parameter is a ``DTensor``.
+    """
+    for name, parameter in module.named_parameters():
+        if any(c.__name__ == "DTensor" for c in type(parameter).__mro__):  # by name: torch may lack torch.distributed
+            raise ValueError(
+                f"Parameter {name} is a DTensor, spread over processes, so its derivatives cannot be taken here. "
+                f"Load a consolidated checkpoint into an unsharded module and measure that: "
+                f"lmc_lightning.measure(module, dataloader, [callback])."
+            )
+
+
 def parameter_layout(module: nn.Module, patterns: Sequence[str] | None = None) -> ParameterLayout:
     """The layout of the trainable parameters of ``module`` whose names match one of ``patterns`` (all by default).
 

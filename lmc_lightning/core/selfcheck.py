@@ -16,8 +16,8 @@ from lmc_lightning.core.objective import Objective
 
 TOLERANCE = 1e-3
 """Largest relative disagreement that is put down to rounding and kinks."""
-_STEPS = (1.0, 30.0, 1000.0)
-"""Multiples of the float64 step: parts of a step that compute in float32 need a larger one."""
+_STEPS = (1.0, 1e3, 1e5)
+"""Multiples of the smallest step, which crosses no kinks: parts of a step that compute in float32 need a larger one."""
 _LARGEST_SEARCH = 64
 
 Verdict = Literal["exact", "finite_differences", "no_hessian", "unchecked"]

@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from lmc_lightning.core.objective import Evaluation, Objective
+from lmc_lightning.core.evaluation import Evaluation
+from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.batchnorm import running_statistics
 
 BatchStats: TypeAlias = Literal["recompute", "interpolate", "endpoint"]
