@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Status = Literal["ok", "not_converged", "unreliable", "undefined", "failed"]
-"""``unreliable``: the self-check says that there is no such quantity; ``undefined``: the number does not exist or is not finite; ``failed``: the visit raised."""
+"""``unreliable``: the self-check says that there is no such quantity; ``undefined``: the number is not finite;
+``failed``: the visit raised."""
 
 
 @dataclass(frozen=True)

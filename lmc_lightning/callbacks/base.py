@@ -327,6 +327,10 @@ class MeasurementCallback(Callback, ABC):
         """Names this instance in checkpoints."""
         return self._generate_state_key(kind=self.kind, name=self.name, schedule=str(self.schedule))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the ties to the module of the last run, which Lightning leaves on a callback."""
+        return {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+
     def state_dict(self) -> dict[str, Any]:
         """Plain values only: records and open visits, step count, and the names of the files that belong to them."""
         return {

@@ -9,10 +9,12 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.bridge import StepBatch
 from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.core.collective import InterruptedMeasurementError
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.core.selfcheck import SelfCheck, self_check
+from lmc_lightning.core.selfcheck import NUM_EXAMPLES, SelfCheck, self_check
+from lmc_lightning.core.structure import NotSliceableError, cut
 from lmc_lightning.landscape.curvature import SpectrumResult, Stability, spectrum, stability
 from lmc_lightning.plotting.density import plot_density
 from lmc_lightning.plotting.style import figure_of
@@ -128,18 +130,17 @@ class HessianSpectrum(MeasurementCallback):
                 rank_zero_warn(f"HessianSpectrum, self-check: {self._check.verdict}, {self._check.reason}.{where}")
         if self._check.verdict != "finite_differences":
             return visit.objective
-        return self._in_float64(visit, len(visit.objective.batches), second_order="finite_differences")
+        return self._in_float64(visit, *visit.objective.batches, second_order="finite_differences")
 
     def _self_check(self, visit: Visit) -> SelfCheck:
         try:
-            return self_check(self._in_float64(visit, 1), self.seed)
+            return self_check(self._in_float64(visit, _few(visit.objective.batches[0])), self.seed)
         except InterruptedMeasurementError:
             raise
         except Exception as error:
             return SelfCheck("unchecked", f"the step does not run in float64 ({type(error).__name__}: {error})")
 
-    def _in_float64(self, visit: Visit, num_chunks: int, **options: Any) -> Objective:
-        batches = visit.objective.batches[:num_chunks]
+    def _in_float64(self, visit: Visit, *batches: StepBatch, **options: Any) -> Objective:
         return self.objective(visit.module, batches, trainer=visit.trainer, dtype=torch.float64, **options)
 
     def _status(self, converged: bool) -> Status:
@@ -184,6 +185,14 @@ class HessianSpectrum(MeasurementCallback):
             return Stability(None, "The threshold is known for one optimizer.")
         kind, groups = visit.optimizers[0]
         return stability(result.lambda_max, groups, kind)
+
+
+def _few(step_batch: StepBatch) -> StepBatch:
+    """The first examples of a batch, where it can be cut."""
+    try:
+        return step_batch._replace(batch=cut(step_batch.batch, 0, NUM_EXAMPLES))
+    except NotSliceableError:
+        return step_batch
 
 
 def draw_density(result: SpectrumResult, visit: Visit) -> "Figure":
