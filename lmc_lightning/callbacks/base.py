@@ -283,7 +283,7 @@ class MeasurementCallback(Callback, ABC):
                 split: self.objective(module, probe_set.batches, trainer=trainer, loss_fn=loss_fn)
                 for split, probe_set in probes.items()
             }
-            visit = Visit(objectives, step, epoch, generator, module, trainer, optimizers)
+            visit = Visit(objectives, step, epoch, generator, module, trainer, optimizers, loss_fn)
             measurement = self.measure(visit)
             shared = probe_evidence(probes["train"], visit.objective)
         seconds = time.perf_counter() - started

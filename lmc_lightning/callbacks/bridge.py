@@ -267,7 +267,8 @@ def logged_metrics(
             module.on_validation_epoch_start()
             for step_batch in batches:
                 recorder.batch_size = float(leading_size(step_batch.batch) or 1)
-                module.validation_step(*(step_batch if takes_index else step_batch[:1]))
+                placed = objective.placed(step_batch)
+            module.validation_step(*(placed if takes_index else placed[:1]))
             module.on_validation_epoch_end()
 
         objective.collective.agree(validate)

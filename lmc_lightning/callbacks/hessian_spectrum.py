@@ -37,14 +37,15 @@ class HessianSpectrum(MeasurementCallback):
 
     ======================================  =========================================================================
     ``hessian/lambda_max``                  largest eigenvalue
-    ``hessian/lambda_max_stderr_data``      its standard error over examples, by the delta method
+    ``hessian/lambda_max_stderr_data``      its standard error over examples, by the delta method, from two chunks on
     ``hessian/lambda_max_residual``         ‖Hu − λu‖: some eigenvalue lies within that distance
     ``hessian/eigenvalue_{2..k}``           the next ones, in descending order
     ``hessian/lambda_min``                  smallest (most negative) eigenvalue
+    ``hessian/negative_eigenvalue_{2..k}``  the ones above it, in ascending order
     ``hessian/trace``                       tr H, unbiased, with ``_stderr`` over probes and ``_stderr_data`` over data
     ``hessian/effective_rank``              Σλ₊/λ_max
     ``hessian/stability``                   λ_max in units of the optimizer's threshold: above 1, full-batch training is
-                                            linearly unstable (SGD family)
+                                            linearly unstable (SGD family; else ``no_stability`` in the evidence)
     ``hessian/ritz_values``                 histogram of the eigenvalue estimates, unweighted
     ``hessian/density``                     figure of the smoothed spectral density, logarithmic
     ======================================  =========================================================================
@@ -114,6 +115,7 @@ class HessianSpectrum(MeasurementCallback):
                 "gradient_norm": result.gradient_norm,
                 "converged": result.converged,
                 "num_params": result.num_params,
+                "no_stability": self._stability(result, visit).reason,
                 "self_check": asdict(self._check) if self._check else None,
                 "second_order": objective.second_order,
             },
@@ -123,7 +125,7 @@ class HessianSpectrum(MeasurementCallback):
 
     def _verified(self, visit: Visit) -> Objective:
         """The objective of this visit, by the route to second derivatives that the self-check of this run found."""
-        if self._check is None:
+        if self._check is None or visit.trainer is None:  # without a trainer, every module is another one
             self._check = self._self_check(visit)
             if self._check.verdict != "exact":
                 where = f" Look at {self._check.suspect}." if self._check.suspect else ""
@@ -134,14 +136,16 @@ class HessianSpectrum(MeasurementCallback):
 
     def _self_check(self, visit: Visit) -> SelfCheck:
         try:
-            return self_check(self._in_float64(visit, _few(visit.objective.batches[0])), self.seed)
+            few = _few(visit.objective.batches[0])
+            return visit.objective.collective.agree(lambda: self_check(self._in_float64(visit, few), self.seed))
         except InterruptedMeasurementError:
             raise
         except Exception as error:
             return SelfCheck("unchecked", f"the step does not run in float64 ({type(error).__name__}: {error})")
 
     def _in_float64(self, visit: Visit, *batches: StepBatch, **options: Any) -> Objective:
-        return self.objective(visit.module, batches, trainer=visit.trainer, dtype=torch.float64, **options)
+        common: dict[str, Any] = {"trainer": visit.trainer, "loss_fn": visit.loss_fn, "dtype": torch.float64}
+        return self.objective(visit.module, batches, **common, **options)
 
     def _status(self, converged: bool) -> Status:
         if self._check is not None and self._check.verdict == "no_hessian":
@@ -169,6 +173,8 @@ class HessianSpectrum(MeasurementCallback):
                 evidence={"residual": float(pairs.residuals[index])},
                 status=self._status(bool(pairs.converged[index])),
             )
+        if self.num_negative and pairs.num_largest == len(pairs.eigenvalues):  # of few parameters, the last one
+            yield Quantity(self.key("lambda_min"), result.lambda_min, evidence={"residual": float(pairs.residuals[-1])})
         yield Quantity(self.key("lambda_max_residual"), float(pairs.residuals[0]))
         if result.quadrature is not None:
             probes = {"num_probes": self.num_probes, "num_steps": self.num_steps}

@@ -12,6 +12,7 @@ from lmc_lightning.callbacks.probe_store import ProbeSet, Split
 from lmc_lightning.core.collective import joint_digest
 from lmc_lightning.core.hvp import FREE_MEMORY_SHARE, free_bytes
 from lmc_lightning.core.objective import Objective
+from lmc_lightning.types import LossFn
 
 OptimizerGroups: TypeAlias = tuple[type[Optimizer], list[dict[str, Any]]]
 """Class of an optimizer and its parameter groups without their tensors."""
@@ -35,6 +36,8 @@ class Visit:
     trainer: Any | None = None
     optimizers: Sequence[OptimizerGroups] = ()
     """Of each optimizer, as they were at this step."""
+    loss_fn: LossFn | None = None
+    """What was asked for in place of the callback's own."""
 
     @property
     def objective(self) -> Objective:

@@ -83,20 +83,29 @@ def _float32_without_tf32() -> Iterator[None]:
 
 
 @contextmanager
-def glass_box(*, match_precision: bool = False) -> Iterator[None]:
+def glass_box(
+    *, match_precision: bool = False, without_cudnn: bool = False, dtype: torch.dtype | None = None
+) -> Iterator[None]:
     """Random streams, grad and inference mode, anomaly mode, autocast, kernels and dtypes, all restored afterwards.
 
     Inside, gradients are on whatever surrounds the block, attention takes the kernel that can be differentiated twice,
-    compiled modules run eagerly, and float32 means float32 (``match_precision=True`` keeps autocast and TF32).
+    compiled modules run eagerly, and float32 means float32.
+
+    Args:
+        match_precision: keep the caller's autocast and TF32.
+        without_cudnn: for recurrent layers, whose cuDNN kernels have no double backward.
+        dtype: the default dtype inside.
     """
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
-        stack.enter_context(_default_dtype(torch.get_default_dtype()))
+        stack.enter_context(_default_dtype(dtype or torch.get_default_dtype()))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_eager_compiled_modules())
+        if without_cudnn:
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.enter_context(repaired_double_backward())
         if not match_precision:
             stack.enter_context(_float32_without_tf32())

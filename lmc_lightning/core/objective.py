@@ -1,9 +1,9 @@
 """The one evaluator: loss, error, gradient and Hessian products of a module on fixed data, as functions of θ."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from lmc_lightning.core.glassbox import glass_box, seed_everything
 from lmc_lightning.core.hvp import FiniteDifferenceProduct, HessianProduct
 from lmc_lightning.core.losstap import LossTap, TappedLoss
 from lmc_lightning.core.params import parameter_layout, refuse_sharded
-from lmc_lightning.core.shadow import Mode, Shadow, cast, preserved_state, state_of
-from lmc_lightning.core.structure import clone, leading_size, with_tensors
+from lmc_lightning.core.shadow import LOW_PRECISION, Mode, Shadow, cast, preserved_state, state_of
+from lmc_lightning.core.structure import leading_size, with_tensors
 from lmc_lightning.types import Batch, BatchWeight, LossFn
 
 CHUNK_SIZE = {"cpu": 128}
@@ -46,7 +46,8 @@ class Objective:
         keep_batches: evaluate the batches as they are given, uncut.
         memory_budget: bytes that cached gradient graphs may take; by default a quarter of what is free.
         replacements: attributes to set on the shadow.
-        match_precision: keep the caller's autocast and TF32 instead of true float32.
+        precision: context in which the step runs, to measure in the precision of the training, e.g. its autocast; by
+            default in true float32, or float64 for a module of that dtype.
         second_order: ``"finite_differences"`` of gradients where double backward is missing or wrong; in float64 only.
         collective: the processes that hold the other batches of the probe set.
 
@@ -69,13 +70,14 @@ class Objective:
         keep_batches: bool = False,
         memory_budget: int | None = None,
         replacements: Mapping[str, object] | None = None,
-        match_precision: bool = False,
+        precision: Callable[[], AbstractContextManager[Any]] | None = None,
         second_order: SecondOrder = "autograd",
         collective: Collective | None = None,
     ) -> None:
         refuse_sharded(module)
         self.mode, self.seed, self.second_order = mode, seed, second_order
-        self.memory_budget, self.match_precision = memory_budget, match_precision
+        self.memory_budget, self.precision = memory_budget, precision
+        self._recurrent, self._dtype = any(isinstance(m, nn.RNNBase) for m in module.modules()), dtype
         self._module, self._loss_fn, self._batch_weight = module, loss_fn, batch_weight
         self.collective = collective or Collective()
         self._needs_grad = False
@@ -83,9 +85,10 @@ class Objective:
         self._stateful: bool | None = None  # unknown until the baseline pass has been watched
         self._latest: tuple[Tensor, nn.Module] | None = None
         with self.box():
-            self._shadow = Shadow(module, replacements=replacements, dtype=dtype)
+            self._shadow = Shadow(module, replacements=replacements, dtype=dtype, keep_precision=precision is not None)
             self.layout = parameter_layout(self._shadow.module, parameters)
-            self._theta = self.layout.flatten(dict(self._shadow.module.named_parameters()))
+            theta = self.layout.flatten(dict(self._shadow.module.named_parameters()))
+            self._theta = theta.float() if theta.dtype in LOW_PRECISION else theta
             size = chunk_size or CHUNK_SIZE.get(self._theta.device.type, DEFAULT_CHUNK_SIZE)
             chunks = self.collective.agree(lambda: self._chunks(batches, None if keep_batches else size))
         self.batches, self.additive = chunks.batches, self.collective.everywhere(chunks.additive)
@@ -101,17 +104,22 @@ class Objective:
     @contextmanager
     def box(self) -> Iterator[None]:
         """The glass box, and the module's own Python state behind it: whatever runs inside leaves no trace."""
-        with glass_box(match_precision=self.match_precision), preserved_state(self._module):
+        with self._light_box(), preserved_state(self._module):
             yield
 
     def _light_box(self) -> AbstractContextManager[None]:
-        return glass_box(match_precision=self.match_precision)
+        precise = self.precision is None
+        return glass_box(match_precision=not precise, without_cudnn=self._recurrent, dtype=self._dtype)
 
     def _prepared(self, batch: Batch) -> Batch:
-        device, dtype = self._theta.device, self._theta.dtype
-        if self._shadow.dtype is None:
-            return with_tensors(batch, lambda t: t.detach().to(device))
-        return with_tensors(batch, lambda t: cast(t.detach().to(device), dtype))
+        # Batches stay on the device they come on, so that a probe set may be larger than the GPU's memory.
+        converted = self._shadow.dtype
+        return with_tensors(batch, lambda t: t.detach() if converted is None else cast(t.detach(), converted))
+
+    def placed(self, batch: Batch) -> Batch:
+        """A private copy of a batch on the device of θ."""
+        device = self._theta.device
+        return with_tensors(batch, lambda t: t.detach().to(device, copy=True))
 
     @cached_property
     def baseline(self) -> Evaluation:
@@ -233,7 +241,8 @@ class Objective:
     def step(self, module: nn.Module, batch: Batch, *, seed: int = 0) -> Tensor | None:
         """The loss of ``batch`` by the user's own step on ``module`` (from :meth:`module_at`), under a fixed seed."""
         seed_everything(self.seed + seed)
-        return self._loss_fn(module, clone(batch))
+        with self.precision() if self.precision else nullcontext():
+            return self._loss_fn(module, self.placed(batch))
 
     def _chunk_loss(self, module: nn.Module, index: int, batch: Batch) -> Tensor | None:
         loss = self.step(module, batch, seed=index)

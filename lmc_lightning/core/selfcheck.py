@@ -67,7 +67,7 @@ def _check_products(objective: Objective, theta: Tensor, directions: Tensor) -> 
             # A difference that crosses a kink is wrong along its direction; a wrong product is so along all.
             pairs = zip(directions, products, strict=True)
             error = _first_small(_product_error(objective, theta, v, hv) for v, hv in pairs)
-            if not pruned and error <= TOLERANCE and asymmetry <= TOLERANCE:
+            if objective.collective.everywhere(not pruned) and max(error, asymmetry) <= TOLERANCE:
                 return SelfCheck("exact", relative_error=error)
             suspect = _suspect(objective, theta, v, product)
     except RuntimeError as failure:

@@ -24,7 +24,7 @@ _SHARED = (Dataset, DataLoader, Optimizer)
 _SHARED_NAMES = {"Trainer", "LightningDataModule", "ProcessGroup"}  # this package does not import Lightning
 _CONTAINERS = (list, tuple, set, frozenset, deque)
 _MODULE_SLOTS = ("_parameters", "_buffers", "_modules")
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
+LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 class Shadow:
@@ -38,12 +38,18 @@ class Shadow:
         module: any ``nn.Module``.
         replacements: attributes to set on the copy, e.g. a silent ``log``.
         dtype: floating dtype of parameters and buffers, or ``None``.
+        keep_precision: leave parameters of 16 bits as they are.
     """
 
     def __init__(
-        self, module: nn.Module, *, replacements: Mapping[str, object] | None = None, dtype: torch.dtype | None = None
+        self,
+        module: nn.Module,
+        *,
+        replacements: Mapping[str, object] | None = None,
+        dtype: torch.dtype | None = None,
+        keep_precision: bool = False,
     ) -> None:
-        self.dtype = dtype or _full_precision(module)
+        self.dtype = dtype if dtype or keep_precision else _full_precision(module)
         kept = {} if self.dtype else {id(p): p for p in module.parameters()}
         self._pristine = copy_module(module, kept)
         self._replacements = dict(replacements or {})
@@ -102,7 +108,7 @@ class Shadow:
 
 def _full_precision(module: nn.Module) -> torch.dtype | None:
     dtypes = {p.dtype for p in module.parameters()}
-    if dtypes.isdisjoint(_LOW_PRECISION):
+    if dtypes.isdisjoint(LOW_PRECISION):
         return None
     return torch.float64 if torch.float64 in dtypes else torch.float32
 

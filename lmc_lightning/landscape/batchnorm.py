@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmc_lightning.core.collective import Collective
-from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.core.objective import Objective
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -50,7 +49,7 @@ def running_statistics(
         )
     given = objective.buffers | dict(buffers or {})
     # θ carries no gradient, so that nothing is recorded although a step may differentiate by its inputs.
-    with glass_box(match_precision=objective.match_precision):
+    with objective.box():
         module = objective.module_at(theta.detach(), buffers=given)
         frozen = {name for name, layer in _tracking(module) if module.training and not layer.training}
         pools = {name: _Pool.of(layer) for name, layer in _tracking(module) if name not in frozen}
