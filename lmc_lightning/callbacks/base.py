@@ -18,6 +18,7 @@ from torch import nn
 from lmc_lightning.callbacks.agenda import Agenda
 from lmc_lightning.callbacks.bridge import StepBatch, collective_of, objective_of, trainer_view
 from lmc_lightning.callbacks.guards import check_choice, check_module, check_trainer
+from lmc_lightning.callbacks.memory import retried_in_small_chunks
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split
 from lmc_lightning.callbacks.probes import Probes
 from lmc_lightning.callbacks.visits import OptimizerGroups, Pending, Visit, optimizer_groups, probe_evidence
@@ -50,6 +51,7 @@ class MeasurementCallback(Callback, ABC):
         on_error: ``"record"`` a failed visit with its reason and go on training, or ``"raise"``.
         loss_fn: ``(module, batch) -> scalar mean loss`` in place of the module's own ``training_step``.
         mode: ``"eval"``, or ``"train"`` for batch statistics (dropout off).
+        match_precision: measure in the precision of the training, its autocast included, in place of true float32.
         seed: of this callback's random vectors and probe examples.
         name: a suffix for the keys of a second instance.
     """
@@ -76,6 +78,7 @@ class MeasurementCallback(Callback, ABC):
         on_error: Literal["record", "raise"] = "record",
         loss_fn: LossFn | None = None,
         mode: Mode = "eval",
+        match_precision: bool = False,
         seed: int = 0,
         name: str | None = None,
     ) -> None:
@@ -88,7 +91,7 @@ class MeasurementCallback(Callback, ABC):
         if num_examples is not None and num_examples < 1:
             raise ValueError(f"Expected num_examples to be at least 1 or None (the whole split), got {num_examples}.")
         self.parameters, self.batch_weight, self.loss_fn = parameters, batch_weight, loss_fn
-        self.num_examples, self.mode, self.seed = num_examples, mode, seed
+        self.num_examples, self.mode, self.match_precision, self.seed = num_examples, mode, match_precision, seed
         self.expose, self.on_error, self.name = expose, on_error, name
         self.seconds = 0.0
         self._recorder = Recorder(self.kind if name is None else f"{self.kind}_{slug(name)}")
@@ -105,11 +108,6 @@ class MeasurementCallback(Callback, ABC):
         """All records so far."""
         return self._recorder.records
 
-    @property
-    def failures(self) -> list[Record]:
-        """Visits that failed, with their reasons."""
-        return self._recorder.failures
-
     def to_pandas(self, *, wide: bool = False) -> pd.DataFrame:
         """The records as a table: a row per number, or per step with a column per key (``wide=True``)."""
         return self._recorder.to_pandas(wide=wide)
@@ -117,8 +115,6 @@ class MeasurementCallback(Callback, ABC):
     def key(self, quantity: str) -> str:
         """The logged name of a quantity."""
         return f"{self.kind}/{quantity}" + (f"/{self.name}" if self.name else "")
-
-    # -- hooks -------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that this run can be measured, and ask for its probe set."""
@@ -198,8 +194,6 @@ class MeasurementCallback(Callback, ABC):
         """Leave the module's steps alone."""
         self._probes.detach()
 
-    # -- visits ------------------------------------------------------------------------------------------------------
-
     def is_due(self, axis: Axis, count: int) -> bool:
         """Whether the state after ``count`` epochs or steps is to be visited."""
         return self.schedule.is_due(axis, count)
@@ -277,17 +271,19 @@ class MeasurementCallback(Callback, ABC):
     ) -> Measurement:
         """One measurement of a module on given probe sets, inside the glass box, with the evidence of the data."""
         started = time.perf_counter()
-        with glass_box():
+
+        def examined(**options: Any) -> Measurement:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, self.kind))
-            objectives = {
-                split: self.objective(module, probe_set.batches, trainer=trainer, loss_fn=loss_fn)
-                for split, probe_set in probes.items()
-            }
+            options |= {"trainer": trainer, "loss_fn": loss_fn}
+            objectives = {split: self.objective(module, p.batches, **options) for split, p in probes.items()}
             visit = Visit(objectives, step, epoch, generator, module, trainer, optimizers, loss_fn)
             measurement = self.measure(visit)
-            shared = probe_evidence(probes["train"], visit.objective)
-        seconds = time.perf_counter() - started
-        return replace(measurement, evidence=shared | dict(measurement.evidence) | {"seconds": seconds})
+            shared = probe_evidence(probes["train"], visit.objective, step)
+            return replace(measurement, evidence={**shared, **measurement.evidence})
+
+        with glass_box():
+            measurement = retried_in_small_chunks(examined, retry=trainer is None or trainer.world_size == 1)
+        return replace(measurement, evidence={**measurement.evidence, "seconds": time.perf_counter() - started})
 
     def objective(
         self,
@@ -306,6 +302,7 @@ class MeasurementCallback(Callback, ABC):
             parameters=self.parameters,
             batch_weight=self.batch_weight,
             mode=mode or self.mode,
+            match_precision=self.match_precision,
             seed=self.seed,
             **options,
         )
@@ -319,8 +316,6 @@ class MeasurementCallback(Callback, ABC):
         for name, value in self._recorder.latest().items():
             # All processes have the same value, and are asked to say so.
             self.log(name, value, logger=False, sync_dist=trainer.world_size > 1)  # type: ignore[attr-defined]  # set by Lightning
-
-    # -- state -------------------------------------------------------------------------------------------------------
 
     @property
     def state_key(self) -> str:

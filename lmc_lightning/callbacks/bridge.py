@@ -1,6 +1,7 @@
 """Any LightningModule and its batches as an Objective: its own step, on a shadow, out of reach of the trainer."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -210,6 +211,10 @@ def collective_of(trainer: Any | None, *, interruptible: bool = True) -> Collect
     )
 
 
+def _precision_of(trainer: Any | None) -> Callable[[], AbstractContextManager[Any]]:
+    return nullcontext if trainer is None else trainer.precision_plugin.forward_context
+
+
 def objective_of(
     pl_module: nn.Module,
     batches: Sequence[StepBatch],
@@ -219,6 +224,7 @@ def objective_of(
     parameters: Sequence[str] | None = None,
     batch_weight: BatchWeight | None = None,
     mode: Mode = "eval",
+    match_precision: bool = False,
     seed: int = 0,
     recorder: LogRecorder | None = None,
     **options: Any,
@@ -235,6 +241,7 @@ def objective_of(
         seed=seed,
         **options,
         replacements=replacements(pl_module, trainer, recorder),
+        precision=_precision_of(trainer) if match_precision else None,
         collective=collective_of(trainer),
     )
 

@@ -12,6 +12,7 @@ from lmc_lightning.callbacks.probe_store import ProbeSet, Split
 from lmc_lightning.core.collective import joint_digest
 from lmc_lightning.core.hvp import FREE_MEMORY_SHARE, free_bytes
 from lmc_lightning.core.objective import Objective
+from lmc_lightning.landscape.batchnorm import has_batch_norm
 from lmc_lightning.types import LossFn
 
 OptimizerGroups: TypeAlias = tuple[type[Optimizer], list[dict[str, Any]]]
@@ -85,9 +86,11 @@ def too_many_pending(num_examples: int | None) -> str:
     )
 
 
-def probe_evidence(probes: ProbeSet, objective: Objective) -> dict[str, Any]:
+def probe_evidence(probes: ProbeSet, objective: Objective, step: int | None = None) -> dict[str, Any]:
     """The state and the data that numbers were taken on."""
+    untrained = step == 0 and objective.mode == "eval" and has_batch_norm(objective.module_at(objective.theta()))
     return {
+        "batch_stats": "initial" if untrained else None,
         "fit_split": "train",
         "eval_split": probes.split,
         "probe_source": probes.source,
