@@ -108,6 +108,11 @@ class MeasurementCallback(Callback, ABC):
         """All records so far."""
         return self._recorder.records
 
+    @property
+    def failures(self) -> list[Record]:
+        """Visits that failed, with their reasons."""
+        return self._recorder.failures
+
     def to_pandas(self, *, wide: bool = False) -> pd.DataFrame:
         """The records as a table: a row per number, or per step with a column per key (``wide=True``)."""
         return self._recorder.to_pandas(wide=wide)
@@ -123,8 +128,7 @@ class MeasurementCallback(Callback, ABC):
         self._step, self._agenda = 0, Agenda()
         check_trainer(trainer)
         check_module(pl_module, loss_fn=self.loss_fn, captures=self._probes.captures(trainer))
-        log_dir = trainer.log_dir  # a broadcast: every rank asks
-        directory = Path(log_dir or trainer.default_root_dir) / "lmc"
+        directory = Path(trainer.log_dir or trainer.default_root_dir) / "lmc"  # a broadcast: every rank asks
         self._recorder.directory = directory if trainer.is_global_zero and not trainer.fast_dev_run else None
         if not trainer.loggers and not trainer.fast_dev_run:
             rank_zero_info(f"No logger: {type(self).__name__} writes to {directory} only.")
@@ -166,7 +170,9 @@ class MeasurementCallback(Callback, ABC):
         if trainer.is_last_batch:
             self._visit_if_due(trainer, pl_module, "epoch", trainer.current_epoch + 1)
         if self.expose:
-            self._expose(trainer)
+            for name, value in self._recorder.latest().items():
+                # All processes have the same value, and are asked to say so. `log` is set by Lightning.
+                self.log(name, value, logger=False, sync_dist=trainer.world_size > 1)  # type: ignore[attr-defined]
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -311,11 +317,6 @@ class MeasurementCallback(Callback, ABC):
         self._recorder.add_failure(reason, step=step, epoch=epoch)
         self._recorder.warn_once(reason, f"at step {step} failed and training goes on: {reason}")
         self._agenda.close(step, epoch)
-
-    def _expose(self, trainer: Any) -> None:
-        for name, value in self._recorder.latest().items():
-            # All processes have the same value, and are asked to say so.
-            self.log(name, value, logger=False, sync_dist=trainer.world_size > 1)  # type: ignore[attr-defined]  # set by Lightning
 
     @property
     def state_key(self) -> str:
