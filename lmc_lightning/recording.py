@@ -114,17 +114,18 @@ class Recorder:
         for key, figure in figures.items():
             self._save_figure(figure, key, step)
 
-    def add_failure(self, reason: str, *, step: int, epoch: int) -> None:
-        """Record that the visit at ``step`` failed, and why."""
-        self._merge([Record(self.kind, step, epoch, self.kind, None, evidence={"reason": reason}, status="failed")])
+    def add_failure(self, reason: str, *, step: int, epoch: int, name: str | None = None) -> None:
+        """Record that the visit at ``step`` failed, or a named part of it, and why."""
+        lost = Record(self.kind, step, epoch, name or self.kind, None, evidence={"reason": reason}, status="failed")
+        self._merge([lost])
 
     def drop_after(self, step: int) -> None:
         """Forget what was measured beyond ``step``: a resumed run measures it anew."""
         self.records = [r for r in self.records if r.step <= step]
 
-    def drop_failures(self, step: int) -> None:
-        """Forget that visits at ``step`` failed: they are made again."""
-        self.records = [r for r in self.records if r.step != step or r.status != "failed"]
+    def drop_failures(self, step: int | None = None) -> None:
+        """Forget that visits at ``step``, or all, failed: they are made again."""
+        self.records = [r for r in self.records if r.status != "failed" or step not in (None, r.step)]
 
     def add_missing(self, records: Iterable[Record]) -> None:
         """Take over records that are not there yet."""
@@ -168,7 +169,7 @@ class Recorder:
 
     def _write(self, path: Path, content: bytes) -> None:
         try:
-            write_atomic(path, content)
+            write_atomic(path, lambda file: file.write(content))
         except OSError as error:
             self._note(f"Cannot write {path.name}: {error}")
 
@@ -189,9 +190,9 @@ class Recorder:
             rank_zero_warn(f"{self.kind}: {message or reason}")
 
     def latest(self) -> dict[str, float]:
-        """The values of the last step that was measured."""
-        last = max((r.step for r in self.records), default=0)
-        return {r.name: r.value for r in self.records if r.step == last and r.value is not None}
+        """The last value of each key: a visit that failed must not make a monitored key vanish."""
+        known = sorted((r for r in self.records if r.value is not None), key=lambda r: r.step)
+        return {r.name: r.value for r in known if r.value is not None}
 
     def to_pandas(self, *, wide: bool = False) -> pd.DataFrame:
         """The records as a table: a row per number, or per step with a column per key (``wide=True``)."""

@@ -6,15 +6,16 @@ import platform
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.structure import digest
 
 Status: TypeAlias = Literal["pending", "running", "completed", "interrupted", "failed", "missing"]
@@ -149,7 +150,7 @@ class Family:
             "children": [asdict(child) for child in self.children],
         }
         text = json.dumps(content, indent=1).encode()
-        write_atomically(self.folder / "lineage.json", lambda file: file.write(text))
+        write_atomic(self.folder / "lineage.json", lambda file: file.write(text))
 
     def node(self, name: str) -> Node:
         """The trunk or child called ``name``.
@@ -202,7 +203,7 @@ class Family:
         if epoch == node.k1 and node.state_digests[epoch] == self.trunk.state_digests.get(epoch):
             self.keep_trunks(node, epoch)
         else:
-            write_atomically(path, lambda file: torch.save(state, file))
+            write_atomic(path, lambda file: torch.save(state, file))
 
     def keep_trunks(self, node: Node, epoch: int) -> None:
         """Let a child share the weights of the trunk, of which it is a copy at that epoch."""
@@ -232,21 +233,6 @@ def _temporary_folder(owner: object) -> Path:
     folder = tempfile.mkdtemp(prefix="lmc_family_")
     weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """The file is the old one or the new one, whatever happens on the way."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def link_or_copy(source: Path | str, target: Path | str) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from lmc_lightning.branching import internals
-from lmc_lightning.branching.lineage import Fork, Position, write_atomically
+from lmc_lightning.branching.lineage import Fork, Position
 from lmc_lightning.branching.noise import NoiseState, noise_roots, noise_state, renew_noise, set_noise_state
+from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.glassbox import RngState, preserved_rng, rng_state
 
 NOISE_VERSION = 1
@@ -80,7 +81,7 @@ def take_fork(
         trainer.save_checkpoint(path, weights_only=False)
     if not path.is_file() or path.stat().st_size == 0:
         raise OSError(f"The snapshot {path} was not written. Is there space left, and may this user write there?")
-    write_atomically(folder / fork.noise, lambda file: torch.save(noise, file))
+    write_atomic(folder / fork.noise, lambda file: torch.save(noise, file))
     return fork
 
 

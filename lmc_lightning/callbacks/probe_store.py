@@ -1,6 +1,5 @@
 """The probe set: the same tensors at every visit, got without disturbing the loaders that train."""
 
-import io
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -238,10 +237,8 @@ class ProbeStore:
         captured = {s: [tuple(b) for b in p.batches] for s, p in self._complete.items() if p.source == "captured"}
         if self.directory is None or not captured:
             return
-        buffer = io.BytesIO()
-        torch.save(captured, buffer)
         try:
-            write_atomic(self.directory / self.file_name, buffer.getvalue())
+            write_atomic(self.directory / self.file_name, lambda file: torch.save(captured, file))
         except OSError as error:  # we may be inside the user's step
             self.errors.append(f"The probe set cannot be kept for a resumed run: {error}")
 

@@ -2,11 +2,15 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace the file at ``path`` in one step: readers and survivors of a crash see the old or the new content.
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace the file at ``path`` by what ``write`` puts into an open one: it is the old one or the new one.
+
+    Holds for readers meanwhile, for whoever comes after a crash, and on a full disk.
 
     Raises:
         OSError: the content could not be written; the old file is intact and nothing is left beside it.
@@ -15,7 +19,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lmc_lightning.branching.lineage import Family, Fork, Node, Position, write_atomically
+from lmc_lightning.branching.lineage import Family, Fork, Node, Position
+from lmc_lightning.core.files import write_atomic
 
 
 def module(seed: int) -> nn.Sequential:
@@ -103,12 +104,12 @@ def test_forgetting_what_comes_later() -> None:
 
 def test_atomic_writes_leave_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "file"
-    write_atomically(path, lambda file: file.write(b"old"))
+    write_atomic(path, lambda file: file.write(b"old"))
 
     def fail(file: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, fail)
+        write_atomic(path, fail)
     assert path.read_bytes() == b"old"
     assert list(path.parent.iterdir()) == [path]
