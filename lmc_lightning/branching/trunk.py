@@ -184,7 +184,9 @@ class Trunk:
             began, batches = self._began
             seconds = time.monotonic() - began
             self.family.trunk.seconds = seconds
-            self.seconds_per_batch = seconds / max(1, self.family.end.batches - batches)
+            # Children do without the measuring callbacks, which say how long they took.
+            measuring = sum(getattr(callback, "seconds", 0.0) for callback in self.trainer.callbacks)
+            self.seconds_per_batch = max(0.0, seconds - measuring) / max(1, self.family.end.batches - batches)
 
     def _report_missing(self, reason: str) -> None:
         now = self.family.end.epoch
