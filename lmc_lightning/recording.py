@@ -5,7 +5,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -101,18 +102,30 @@ class Recorder:
         """Record a measurement of the state after ``step`` optimizer steps, and show it in ``loggers``."""
         fresh = [_record(self.kind, step, epoch, quantity, measurement.evidence) for quantity in measurement.quantities]
         self._merge(fresh)
-        try:
-            self._show(measurement, step, list(loggers))
-        except Exception as error:  # a logger out of disk or network, a figure that cannot be drawn: numbers are kept
-            self._note(f"Cannot show {self.kind}: {type(error).__name__}: {error}")
-
-    def _show(self, measurement: Measurement, step: int, loggers: list[Any]) -> None:
-        drawn = self.directory is not None or any(_is_tensorboard(logger) for logger in loggers)
-        figures = {key: draw() for key, draw in measurement.figures.items()} if drawn else {}
-        for logger in loggers:
-            log_measurement(logger, measurement, figures, step)
+        shown = list(loggers)
+        figures = self._drawn(measurement, shown)
+        for logger in shown:
+            with self._noted():
+                log_measurement(logger, measurement, figures, step)
         for key, figure in figures.items():
-            self._save_figure(figure, key, step)
+            with self._noted():
+                self._save_figure(figure, key, step)
+
+    def _drawn(self, measurement: Measurement, loggers: list[Any]) -> dict[str, "Figure"]:
+        figures: dict[str, Figure] = {}
+        if self.directory is not None or any(_is_tensorboard(logger) for logger in loggers):
+            for key, draw in measurement.figures.items():
+                with self._noted():
+                    figures[key] = draw()
+        return figures
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """A logger out of disk or network, a figure that cannot be drawn: the numbers and the others are kept."""
+        try:
+            yield
+        except Exception as error:
+            self._note(f"Cannot show {self.kind}: {type(error).__name__}: {error}")
 
     def add_failure(self, reason: str, *, step: int, epoch: int, name: str | None = None) -> None:
         """Record that the visit at ``step`` failed, or a named part of it, and why."""
@@ -139,7 +152,8 @@ class Recorder:
         if file is None or not file.is_file():
             return []
         try:
-            found = _records(json.loads(line) for line in file.read_text().splitlines())
+            lines = file.read_text(encoding="utf-8").split("\n")  # reasons may hold other separators of lines
+            found = _records(json.loads(line) for line in lines if line)
         except (OSError, ValueError, TypeError) as error:
             self._note(f"Cannot read {file}: {error}")
             return []
@@ -200,7 +214,8 @@ class Recorder:
         if not wide:
             return table
         measured = table[table["status"] != "failed"]
-        return measured.pivot_table(index=["step", "epoch"], columns="name", values="value").reset_index()
+        rows = measured.astype({"value": float}).pivot(index=["step", "epoch"], columns="name", values="value")
+        return rows.reset_index().rename_axis(columns=None)
 
     def state(self) -> list[dict[str, Any]]:
         """The records as plain values for a checkpoint."""

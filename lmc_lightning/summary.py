@@ -16,7 +16,7 @@ def summarize(callbacks: Iterable[Any]) -> str:
     """
     records = [r for c in callbacks for r in getattr(c, "results", ())]
     pairs = [r for r in records if "later_epoch" in r.evidence]
-    visits = [r for r in records if r.status != "failed" and r not in pairs]
+    visits = [r for r in records if r.status != "failed" and "later_epoch" not in r.evidence]
     parts = [_visit_table(visits), _pair_table(pairs), _failures(records)]
     return "\n\n".join(part for part in parts if part)
 
@@ -44,7 +44,7 @@ def _pair_table(records: Sequence[Record]) -> str:
                 "k1": r.evidence["k1"],
                 "later epoch": r.evidence["later_epoch"],
                 "child": r.evidence["child"],
-                "name": r.name.split("/")[1],
+                "name": r.name.split("/k1_")[0].removeprefix("barrier/"),
                 "cell": _number(r),
             }
             for r in records
@@ -57,9 +57,11 @@ def _pair_table(records: Sequence[Record]) -> str:
 def _number(record: Record) -> str:
     if record.value is None:
         return "–"
-    spread = record.evidence.get("stderr_data", record.stderr)
+    over_data = record.evidence.get("stderr_data")
+    spread = record.stderr if over_data is None else over_data
     stderr = "" if spread is None else f" ± {spread:.2g}"
-    return f"{record.value:.4g}{stderr}{'' if record.status == 'ok' else ' (not converged)'}"
+    flag = "" if record.status == "ok" else f" ({record.status.replace('_', ' ')})"
+    return f"{record.value:.4g}{stderr}{flag}"
 
 
 def _failures(records: Sequence[Record]) -> str:

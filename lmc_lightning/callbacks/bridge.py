@@ -165,16 +165,9 @@ def step_function(pl_module: Any, loss_fn: LossFn | None) -> LossFn:
 
     def training_loss(module: nn.Module, step_batch: StepBatch) -> Tensor:
         arguments = tuple(step_batch) if takes_index else (step_batch.batch,)
-        return loss_of(_own_step(module)(*arguments))  # type: ignore[return-value]
+        return loss_of(module.training_step(*arguments))  # type: ignore[return-value, operator]
 
     return training_loss
-
-
-def _own_step(module: nn.Module) -> Callable[..., Any]:
-    if getattr(module, "_compiler_ctx", None) is not None:
-        # A compiled LightningModule holds its compiled steps as attributes; the class holds the original.
-        return type(module).training_step.__get__(module)  # type: ignore[no-any-return, attr-defined]
-    return module.training_step  # type: ignore[return-value]
 
 
 def loss_of(output: Any) -> Tensor | None:
@@ -275,7 +268,7 @@ def logged_metrics(
             for step_batch in batches:
                 recorder.batch_size = float(leading_size(step_batch.batch) or 1)
                 placed = objective.placed(step_batch)
-            module.validation_step(*(placed if takes_index else placed[:1]))
+                module.validation_step(*(placed if takes_index else placed[:1]))
             module.on_validation_epoch_end()
 
         objective.collective.agree(validate)

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from lmc_lightning.callbacks.bridge import LogRecorder, StepBatch, logged_metrics
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.barrier import Barrier, barrier, barriers_between
+from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, barrier, barriers_between
 from lmc_lightning.landscape.batchnorm import has_batch_norm, running_statistics
 from lmc_lightning.landscape.paths import (
     BatchStats,
@@ -19,6 +19,7 @@ from lmc_lightning.landscape.paths import (
     linear_path,
     uniform_ts,
 )
+from lmc_lightning.recording import Quantity
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Comparison:
     validation: Sequence[StepBatch] = ()
     recorder: LogRecorder | None = None
     """What the objectives' module logs to, where there are named metrics."""
+    evidence: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of the data of each split."""
 
     def between(self, end_a: Endpoint, end_b: Endpoint) -> dict[str, Barrier]:
         """Barriers from A (t = 0) to B (t = 1) by ``{split}_{metric}``, and by name for named metrics."""
@@ -50,27 +53,54 @@ class Comparison:
         found = {f"{split}_{m}": b for split, barriers in by_split.items() for m, b in barriers.items()}
         return found | (self._named(end_a, end_b) if self.metrics else {})
 
+    def quantity(self, key: str, result: Barrier) -> Quantity:
+        """A barrier with its evidence, to be logged as ``key``."""
+        evidence = {name: getattr(result, name) for name in DEFINITIONS} | {
+            "metric": result.metric,
+            "eval_split": result.split,
+            "peak_t": result.peak_t,
+            "barrier_lower": result.barrier_lower,
+            "distinguishable_from_zero": result.distinguishable_from_zero,
+            "batch_stats": result.batch_stats,
+            "num_points": result.num_points,
+            "num_samples": result.num_samples,
+            "ends": [float(result.values[0]), float(result.values[-1])],
+            "own_ends": list(result.own_ends),
+        }
+        of_data = self.evidence.get(result.split, {})
+        return Quantity(key, result.barrier, result.stderr_data["barrier"], evidence={**of_data, **evidence})
+
     def _named(self, end_a: Endpoint, end_b: Endpoint) -> dict[str, Barrier]:
         ts = uniform_ts(self.num_points)
         path = linear_path(end_a, end_b, buffers="endpoint" if self.batch_stats == "endpoint" else "interpolate")
-        rows = [self._metrics_at(path, t) for t in ts.tolist()]
-        return {name: self._named_barrier(name, ts, rows) for name in self.metrics}
+        recompute = self.statistics is not None and self.batch_stats in (None, "recompute")
+        rows = [self._metrics_at(path, t, recompute) for t in ts.tolist()]
+        own_ends = [self._metrics_at(path, t, False) for t in (0.0, 1.0)] if recompute else [rows[0], rows[-1]]
+        policy: BatchStats | None = "recompute" if recompute else self.batch_stats
+        return {name: self._named_barrier(name, ts, rows, own_ends, policy) for name in self.metrics}
 
-    def _metrics_at(self, path: Path, t: float) -> dict[str, float]:
-        objective, recorder = self.objectives["val"], self.recorder or LogRecorder()
+    def _metrics_at(self, path: Path, t: float, recompute: bool) -> dict[str, float]:
         theta, buffers = path(t)
-        if self.statistics is not None and self.batch_stats in (None, "recompute"):
+        if recompute and self.statistics is not None:
             buffers = running_statistics(self.statistics, theta, buffers)
-        return logged_metrics(objective, theta, self.validation, recorder, buffers)
+        recorder = self.recorder or LogRecorder()
+        return logged_metrics(self.objectives["val"], theta, self.validation, recorder, buffers)
 
-    def _named_barrier(self, name: str, ts: torch.Tensor, rows: Sequence[Mapping[str, float]]) -> Barrier:
+    def _named_barrier(
+        self,
+        name: str,
+        ts: torch.Tensor,
+        rows: Sequence[Mapping[str, float]],
+        own_ends: Sequence[Mapping[str, float]],
+        policy: BatchStats | None,
+    ) -> Barrier:
         if name not in rows[0]:
             raise ValueError(f"validation_step logs {', '.join(map(repr, rows[0])) or 'nothing'}, not {name!r}.")
-        # A metric that is better when larger has a barrier where it dips.
-        sign = -1.0 if self.metrics[name] == "max" else 1.0
+        # A metric that is better when larger has a barrier where it dips: that of its negative.
+        sign, label = (-1.0, f"−{name}") if self.metrics[name] == "max" else (1.0, name)
         values = sign * torch.tensor([row[name] for row in rows], dtype=torch.float64)
-        curve = Curve(values, (float(values[0]), float(values[-1])))
-        return barrier(Profile(ts, {name: curve}, "val", self.batch_stats), name)
+        first, last = (sign * row[name] for row in own_ends)
+        return barrier(Profile(ts, {label: Curve(values, (first, last))}, "val", policy), label)
 
 
 def needs_statistics(module: torch.nn.Module, batch_stats: BatchStats | None) -> bool:

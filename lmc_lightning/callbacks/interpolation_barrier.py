@@ -1,13 +1,12 @@
 """Barriers on the straight line between the run and its children, its start, its last visit or a checkpoint."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,18 +15,17 @@ from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge import LogRecorder
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.callbacks.comparison import Comparison, needs_statistics
+from lmc_lightning.callbacks.family_figures import family_figures, label_of
+from lmc_lightning.callbacks.guards import check_choice
 from lmc_lightning.callbacks.probe_store import Split
 from lmc_lightning.callbacks.visits import Visit, probe_evidence
 from lmc_lightning.core.glassbox import glass_box
-from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier
+from lmc_lightning.core.objective import Objective
+from lmc_lightning.core.params import ParameterLayout, parameter_layout
+from lmc_lightning.landscape.barrier import Barrier
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
-from lmc_lightning.plotting.barriers import plot_barrier_curves, plot_barrier_heatmap
-from lmc_lightning.plotting.style import figure_of
-from lmc_lightning.recording import Measurement, Quantity, slug
-from lmc_lightning.schedule import Axis
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lmc_lightning.recording import Measurement, slug
+from lmc_lightning.schedule import Axis, Schedule
 
 STATISTICS_EXAMPLES = 5000
 """Training examples from which BatchNorm statistics are recomputed on the path."""
@@ -44,22 +42,27 @@ class InterpolationBarrier(MeasurementCallback):
     2110.06296), max over t of the gap to the chord; ``instability`` (arXiv 1912.05671) and the other conventions are
     in the evidence of each record and in ``barriers``.
 
-    Logged at x = step of the later epoch, each with ``<key>_stderr`` over examples:
+    Logged at x = step of the later epoch, each with ``<key>_stderr`` over examples (but not named metrics, whose parts
+    are not known):
 
-    ====================================  ===========================================================================
-    ``barrier/{split}_loss/k1_{005}``     loss barrier of child and trunk, exactly 0 at the branch step
-    ``barrier/{split}_error/k1_{005}``    error (1 − accuracy) barrier, for classification losses
-    ``…/child_{j}``                       appended when a branch point has several children
-    ``barrier/{split}_loss/{reference}``  without branching: ``initial``, ``previous`` or the checkpoint's name
-    ``barrier/{metric}/…``                a named metric that ``validation_step`` logs
-    ====================================  ===========================================================================
+    =====================================  ==========================================================================
+    ``barrier/{split}_loss/k1_{005}``      loss barrier of child and trunk, exactly 0 at the branch step
+    ``barrier/{split}_error/k1_{005}``     error (1 − accuracy) barrier, for classification losses
+    ``barrier/{metric}/k1_{005}``          a named metric that ``validation_step`` logs
+    ``…/child_{j}``                        appended when a branch point has several children
+    ``barrier/{split}_loss/{reference}``   without branching: ``initial``, ``previous`` or the checkpoint's name
+    ``barrier/{split}_error/{reference}``  likewise
+    ``barrier/{metric}/{reference}``       likewise
+    ``barrier_curves/…``                   figure of the path to each child, a curve for each later epoch, at the end
+    ``barrier_map/…``                      figure of all children of a metric, branch point × later epoch, at the end
+    =====================================  ==========================================================================
 
     Args:
         num_points: equally spaced points on the line, both ends included.
         reference: ``"initial"``, ``"previous"`` (the last visit) or the path of a checkpoint; only without branching.
         metrics: further metrics by the name that ``validation_step`` logs, and which is better, ``"min"`` or ``"max"``.
         batch_stats: ``"recompute"`` (default with BatchNorm), ``"interpolate"`` or ``"endpoint"``.
-        **common: see :class:`MeasurementCallback`.
+        **common: see :class:`MeasurementCallback`. A ``probe_dataloader`` gives the training split, then the only one.
     """
 
     kind = "barrier"
@@ -74,14 +77,23 @@ class InterpolationBarrier(MeasurementCallback):
         batch_stats: BatchStats | None = None,
         **common: Any,
     ) -> None:
+        if common.get("probe_dataloader") is not None:
+            self.splits = ("train",)
         super().__init__(**common)
         if num_points < 3:
             raise ValueError(f"Expected num_points of at least 3, one of them between the ends, got {num_points}.")
+        if batch_stats is not None:
+            check_choice("batch_stats", batch_stats, ("recompute", "interpolate", "endpoint"))
+        for name, better in (metrics or {}).items():
+            check_choice(f"metrics[{name!r}]", better, ("min", "max"))
+        if metrics and "val" not in self.splits:
+            raise ValueError("metrics are of the validation split, which probe_dataloader= replaces. Leave one out.")
         self.num_points, self.reference = num_points, reference
         self.metrics, self.batch_stats = dict(metrics or {}), batch_stats
         self.barriers: dict[tuple[str, int], Barrier] = {}
         """Full results by (key, later step)."""
         self._reference: dict[str, Tensor] | None = None
+        self._reference_step: int | None = None
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
@@ -89,22 +101,35 @@ class InterpolationBarrier(MeasurementCallback):
         """Check that there is something to compare with.
 
         Raises:
-            ValueError: no reference without branching, or a reference beside it.
+            ValueError: no reference without branching, or one beside it; steps for later epochs beside it; metrics
+                without validation.
         """
         if stage == "fit":
-            _check_reference(self.reference, any(isinstance(c, CheckpointBranching) for c in trainer.callbacks))
+            _check_reference(self.reference, self.schedule, _is_branching(trainer))
+            if self.metrics and not trainer.enable_validation:
+                raise ValueError(
+                    f"metrics={self.metrics} are read from the validation of the run, and it has none. Give it a "
+                    f"validation loader and the module a validation_step, or leave metrics out."
+                )
             self.barriers.clear()
             if needs_statistics(pl_module, self.batch_stats):
                 self._probes.reserve = STATISTICS_EXAMPLES
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Keep the reference."""
+        """Keep the reference.
+
+        Raises:
+            ValueError: the checkpoint to compare with is of another architecture.
+        """
+        if trainer.global_step == 0:
+            self._reference = self._reference_step = None
         if self.reference == "initial" and self._reference is None:
-            self._reference = _state(pl_module)
+            self._reference, self._reference_step = _state(pl_module), trainer.global_step
+            if trainer.global_step:
+                self._recorder.warn_once(f"The start is not known; 'initial' is after {trainer.global_step} steps.")
         elif self.reference not in (None, "initial", "previous"):
-            content = torch.load(str(self.reference), map_location="cpu", weights_only=True)
-            self._reference = content.get("state_dict", content)
+            self._reference = _read_state(str(self.reference), parameter_layout(pl_module, self.parameters))
         super().on_train_start(trainer, pl_module)
 
     def is_due(self, axis: Axis, count: int) -> bool:
@@ -116,99 +141,104 @@ class InterpolationBarrier(MeasurementCallback):
     def measure(self, visit: Visit) -> Measurement:
         """Barriers between the reference (t = 0) and the state of this visit (t = 1)."""
         reference, state = self._reference, _state(visit.module)
+        evidence = {"reference": self.reference, "reference_step": self._reference_step}
+        pair: dict[str, Barrier] = {}
+        if reference is not None:
+            comparison = self._comparison(visit.module, visit.trainer, visit.objectives)
+            pair = self._pair(comparison, reference, state, slug(Path(self.reference or "").stem))
         if self.reference == "previous":
-            self._reference = state
-        if reference is None:
-            return Measurement(())
-        comparison = self._comparison(visit.module, visit.trainer)
-        label = slug(Path(self.reference or "").stem)
-        return self._result(self._pair(comparison, reference, state, label), visit.step)
+            self._reference, self._reference_step = state, visit.step
+        return replace(self._result(comparison, pair, visit.step), evidence=evidence) if pair else Measurement(())
 
     # -- against children --------------------------------------------------------------------------------------------
 
     def measure_family(self, family: Family, trainer: Any, pl_module: Any) -> None:
-        """Barriers between the trunk (t = 0) and each child (t = 1) at the scheduled later epochs that they share."""
+        """Barriers between the trunk (t = 0) and each child (t = 1) at the scheduled later epochs that they share.
+
+        A further call adds what the earlier ones lack.
+        """
         started = time.perf_counter()
-        with glass_box():
-            comparison = self._comparison(pl_module, trainer)
-            probes = self._probes.get()
-            shared = {} if probes is None else probe_evidence(probes, comparison.objectives["train"])
-        for child in family.children:
-            if child.status != "completed":
-                self._fail(f"{child.name} is {child.status}: {child.reason}", child.branch_step or 0, child.k1 or 0)
-                continue
-            for epoch in sorted(e for e in child.epochs if e == child.k1 or self.schedule.is_due("epoch", e)):
-                self._measure_child(family, child, epoch, comparison, shared, trainer)
-        self._draw(family, trainer)
+        self._recorder.drop_failures()
+        with self._recorded(self.kind, self._step, family.end.epoch):
+            with glass_box():
+                comparison = self._comparison(pl_module, trainer)
+            for child in family.children:
+                self._measure_child(family, child, comparison, trainer)
+            drawn = Measurement((), figures=family_figures(family, self.barriers))
+            self._recorder.add(drawn, step=self._step, epoch=family.end.epoch, loggers=trainer.loggers)
+        for logger in trainer.loggers:
+            logger.save()
+        for error in self._recorder.errors:
+            self._recorder.warn_once(error)
         self.seconds += time.perf_counter() - started
 
-    def _measure_child(
-        self,
-        family: Family,
-        child: Node,
-        epoch: int,
-        comparison: Comparison,
-        shared: Mapping[str, Any],
-        trainer: Any,
-    ) -> None:
+    def _measure_child(self, family: Family, child: Node, comparison: Comparison, trainer: Any) -> None:
+        label = label_of(family, child)
+        if child.status != "completed":
+            reason = f"{child.name} is {child.status}: {child.reason}"
+            self._lose(f"{self.kind}/{label}", reason, child.branch_step or 0, child.k1 or 0)
+            return
+        for epoch in sorted(e for e in child.epochs if e == child.k1 or self.schedule.is_due("epoch", e)):
+            if (f"{self.key('train_loss')}/{label}", child.epochs[epoch]) not in self.barriers:
+                with self._recorded(f"{self.kind}/{label}", child.epochs[epoch], epoch):
+                    self._measure_pair(family, child, epoch, comparison, trainer)
+
+    def _measure_pair(self, family: Family, child: Node, epoch: int, comparison: Comparison, trainer: Any) -> None:
         started, step = time.perf_counter(), child.epochs[epoch]
+        with glass_box():
+            trunk, state = family.state(family.trunk, epoch), family.state(child, epoch)
+            pair = self._pair(comparison, trunk, state, label_of(family, child))
+        lineage = {"k1": child.k1, "later_epoch": epoch, "child": child.child, "branch_step": child.branch_step}
+        measurement = self._result(comparison, pair, step)
+        measurement = replace(measurement, evidence={**lineage, "seconds": time.perf_counter() - started})
+        self._recorder.add(measurement, step=step, epoch=epoch, loggers=trainer.loggers)
+
+    @contextmanager
+    def _recorded(self, name: str, step: int, epoch: int) -> Iterator[None]:
         try:
-            with glass_box():
-                trunk, state = family.state(family.trunk, epoch), family.state(child, epoch)
-                measurement = self._result(self._pair(comparison, trunk, state, _label(family, child)), step)
+            yield
         except Exception as error:
             if self.on_error == "raise":
                 raise
-            self._fail(f"{child.name} at epoch {epoch}: {type(error).__name__}: {error}", step, epoch)
-            return
-        lineage = {"k1": child.k1, "later_epoch": epoch, "child": child.child, "branch_step": child.branch_step}
-        seconds = {"seconds": time.perf_counter() - started}
-        measurement = replace(measurement, evidence={**shared, **lineage, **seconds})
-        self._recorder.add(measurement, step=step, epoch=epoch, loggers=trainer.loggers)
+            self._lose(name, f"{type(error).__name__}: {error}", step, epoch)
 
-    def _draw(self, family: Family, trainer: Any) -> None:
-        """One figure of curves for each child, and one map of branch point × later epoch, for each metric."""
-        figures: dict[str, Callable[[], Figure]] = {}
-        completed = [child for child in family.children if child.status == "completed"]
-        for key in sorted({key.rsplit("/k1_")[0] for key, _ in self.barriers}):
-            table: dict[int, dict[int, list[float]]] = {}
-            for child in completed:
-                full = f"{key}/{_label(family, child)}"
-                found = {e: self.barriers[full, s] for e, s in child.epochs.items() if (full, s) in self.barriers}
-                if not found:
-                    continue
-                curves = full.replace("barrier/", "barrier_curves/", 1)
-                figures[curves] = partial(_draw_curves, found, child)
-                for epoch, result in found.items():
-                    table.setdefault(child.k1 or 0, {}).setdefault(epoch, []).append(result.barrier)
-            figures[f"{key.replace('barrier/', 'barrier_map/', 1)}"] = partial(_draw_map, table, key)
-        if figures:
-            self._recorder.add(
-                Measurement((), figures=figures), step=self._step, epoch=family.end.epoch, loggers=trainer.loggers
-            )
+    def _lose(self, name: str, reason: str, step: int, epoch: int) -> None:
+        self._recorder.add_failure(reason, step=step, epoch=epoch, name=name)
+        self._recorder.warn_once(reason, f"{name} at step {step} failed: {reason}")
 
     # -- pairs -------------------------------------------------------------------------------------------------------
 
-    def _comparison(self, module: nn.Module, trainer: Any) -> Comparison:
-        recorder = LogRecorder() if self.metrics else None
-        sets = self._probe_sets(trainer, final=True)
+    def _comparison(
+        self, module: nn.Module, trainer: Any, objectives: Mapping[Split, Objective] | None = None
+    ) -> Comparison:
+        """On the probe sets that there are; with the ``objectives`` of a visit, its state is part of the evidence."""
+        sets, recorder = self._probe_sets(trainer, final=True), LogRecorder() if self.metrics else None
         if sets is None:
             raise RuntimeError("There is no training probe set: the run ended before a batch was seen.")
         if self.metrics and "val" not in sets:
-            raise ValueError(f"metrics={self.metrics} need a validation loader, and the run has none.")
-        statistics = None
-        if needs_statistics(module, self.batch_stats):
-            pool = self._probes.get("train", STATISTICS_EXAMPLES) or sets["train"]
-            statistics = self.objective(module, pool.batches, trainer=trainer, mode="train", keep_batches=True)
+            raise RuntimeError(f"No validation batch was seen, from which {', '.join(self.metrics)} could be had.")
+        skipped = () if objectives else ("probe_loss", "probe_error", "mean_max_probability")
+        if recorder or objectives is None:
+            options = {"trainer": trainer, "recorder": recorder}
+            objectives = {s: self.objective(module, p.batches, **options) for s, p in sets.items()}
+        evidence = {s: probe_evidence(sets[s], objective) for s, objective in objectives.items()}
         return Comparison(
-            {s: self.objective(module, p.batches, trainer=trainer, recorder=recorder) for s, p in sets.items()},
-            statistics,
+            {str(split): objective for split, objective in objectives.items()},
+            self._statistics(module, trainer),
             self.num_points,
             self.batch_stats,
             self.metrics,
             sets["val"].batches if "val" in sets else (),
             recorder,
+            {s: {name: value for name, value in e.items() if name not in skipped} for s, e in evidence.items()},
         )
+
+    def _statistics(self, module: nn.Module, trainer: Any) -> Objective | None:
+        """The module on the training batches that BatchNorm statistics are recomputed from."""
+        pool = self._probes.get("train", STATISTICS_EXAMPLES)
+        if pool is None or not needs_statistics(module, self.batch_stats):
+            return None
+        return self.objective(module, pool.batches, trainer=trainer, mode="train", keep_batches=True)
 
     def _pair(
         self, comparison: Comparison, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], label: str
@@ -217,23 +247,33 @@ class InterpolationBarrier(MeasurementCallback):
         found = comparison.between(endpoint_of(objective, state_a), endpoint_of(objective, state_b))
         return {f"{self.key(name)}/{label}": result for name, result in found.items()}
 
-    def _result(self, pair: Mapping[str, Barrier], step: int) -> Measurement:
+    def _result(self, comparison: Comparison, pair: Mapping[str, Barrier], step: int) -> Measurement:
         self.barriers |= {(key, step): result for key, result in pair.items()}
-        return Measurement(tuple(_quantity(key, result) for key, result in pair.items()))
+        return Measurement(tuple(comparison.quantity(key, result) for key, result in pair.items()))
 
     # -- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The records, and the weights that later visits are compared with."""
-        return super().state_dict() | {"reference": None if self._reference is None else dict(self._reference)}
+        kept = dict(self._reference or {}) if self.reference in ("initial", "previous") else {}
+        return super().state_dict() | {"reference": kept or None, "reference_step": self._reference_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the records of a checkpoint, against the same reference."""
         super().load_state_dict(state_dict)
-        self._reference = state_dict.get("reference")
+        self._reference, self._reference_step = state_dict.get("reference"), state_dict.get("reference_step")
 
 
-def _check_reference(reference: str | None, branching: bool) -> None:
+def _is_branching(trainer: Any) -> bool:
+    return any(isinstance(c, CheckpointBranching) for c in trainer.callbacks)
+
+
+def _check_reference(reference: str | None, schedule: Schedule, branching: bool) -> None:
+    if branching and schedule.axis == "step":
+        raise ValueError(
+            "Beside CheckpointBranching, children are compared with the trunk after later epochs; got a schedule of "
+            "steps. Pass epochs= or every_n_epochs=."
+        )
     if reference is None and not branching:
         raise ValueError(
             "InterpolationBarrier has nothing to compare with. Add CheckpointBranching to the callbacks, or pass "
@@ -242,7 +282,7 @@ def _check_reference(reference: str | None, branching: bool) -> None:
     if reference is not None and branching:
         raise ValueError(
             f"Beside CheckpointBranching, InterpolationBarrier compares children with the trunk; got reference="
-            f"{reference!r} too. Leave it out, or give the run two InterpolationBarriers with different name=."
+            f"{reference!r} too. Leave it out, and compare with it in another run."
         )
     if reference not in (None, "initial", "previous") and not Path(str(reference)).is_file():
         raise ValueError(f"Expected reference to be 'initial', 'previous' or a checkpoint file, got {reference!r}.")
@@ -253,39 +293,14 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
-def _label(family: Family, child: Node) -> str:
-    siblings = sum(other.k1 == child.k1 for other in family.children)
-    return f"k1_{child.k1:03d}" + (f"/child_{child.child}" if siblings > 1 else "")
-
-
-def _quantity(key: str, result: Barrier) -> Quantity:
-    evidence = {name: getattr(result, name) for name in DEFINITIONS} | {
-        "metric": result.metric,
-        "eval_split": result.split,
-        "peak_t": result.peak_t,
-        "barrier_lower": result.barrier_lower,
-        "distinguishable_from_zero": result.distinguishable_from_zero,
-        "batch_stats": result.batch_stats,
-        "num_points": result.num_points,
-        "num_samples": result.num_samples,
-        "ends": [float(result.values[0]), float(result.values[-1])],
-        "own_ends": list(result.own_ends),
-    }
-    return Quantity(key, result.barrier, result.stderr_data["barrier"], evidence=evidence)
-
-
-def _draw_curves(found: Mapping[int, Barrier], child: Node) -> "Figure":
-    """The path between trunk and child at each later epoch."""
-    curves = [(f"epoch {epoch}", result) for epoch, result in found.items()]
-    return figure_of(plot_barrier_curves(curves, title=f"Branched at epoch {child.k1}", ends=("trunk", "child")))
-
-
-def _draw_map(table: Mapping[int, Mapping[int, Sequence[float]]], key: str) -> "Figure":
-    """Branch point × later epoch, the mean over the children of a branch point."""
-    k1s, epochs = sorted(table), sorted({epoch for row in table.values() for epoch in row})
-    values = np.full((len(k1s), len(epochs)), np.nan)
-    for i, k1 in enumerate(k1s):
-        for j, epoch in enumerate(epochs):
-            if epoch in table[k1]:
-                values[i, j] = float(np.mean(table[k1][epoch]))
-    return figure_of(plot_barrier_heatmap(values, k1s, epochs, title=f"{key}: child against trunk"))
+def _read_state(path: str, layout: ParameterLayout) -> dict[str, Tensor]:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        if name not in state or state[name].shape != shape:
+            found = list(state[name].shape) if name in state else "missing"
+            raise ValueError(
+                f"{path} is no checkpoint of this module: {name!r} of shape {list(shape)} is {found} there. Only "
+                f"networks of one architecture can be interpolated."
+            )
+    return dict(state)

@@ -1,7 +1,7 @@
 """The same numbers without a trainer: from a module or a checkpoint, and for a pair of modules."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.bridge import objective_of
-from lmc_lightning.callbacks.probe_store import ProbeSet
+from lmc_lightning.callbacks.bridge import StepBatch, objective_of
+from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
+from lmc_lightning.callbacks.probe_store import ProbeSet, Split, between
 from lmc_lightning.callbacks.probes import draw, to_device
 from lmc_lightning.landscape.barrier import Barrier, barrier_between
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
@@ -27,7 +28,8 @@ def measure(
 ) -> dict[str, float]:
     """What the callbacks would log for ``module`` as it is: the same keys, and on the same batches the same bits.
 
-    The module is not changed: buffers, modes and every random stream are as before.
+    Only ``hessian/stability`` needs a run, for its optimizer. The module is not changed: buffers, modes and every
+    random stream are as before.
 
     Args:
         module: a LightningModule, or any ``nn.Module`` together with ``loss_fn``.
@@ -37,17 +39,36 @@ def measure(
         checkpoint: a file of weights to measure in place of the module's own.
 
     Raises:
-        ValueError: a plain module without ``loss_fn``, or a checkpoint of another architecture.
+        ValueError: a plain module without ``loss_fn``, a checkpoint of another architecture, a callback that compares
+            two states, or two that log under one name.
     """
-    _check_loss(module, loss_fn)
+    for callback in callbacks:
+        _check_loss(module, loss_fn or callback.loss_fn)
+        _check_single(callback)
     if checkpoint is not None:
         module = with_checkpoint(module, checkpoint)
     found: dict[str, float] = {}
-    for callback in callbacks:
-        batches = to_device(draw(dataloader, callback.num_examples, callback.seed), module)
-        probes = {split: ProbeSet(split, "probe_dataloader", tuple(batches)) for split in callback.splits}
-        found |= callback.examine(module, probes, loss_fn=loss_fn).scalars()
+    for callback, batches in zip(callbacks, _drawn(dataloader, callbacks), strict=True):
+        probes: dict[Split, ProbeSet] = {
+            "train": ProbeSet("train", "probe_dataloader", tuple(to_device(batches, module)))
+        }
+        values = callback.examine(module, probes, loss_fn=loss_fn).scalars()
+        twice = sorted(found.keys() & values.keys())
+        if twice:
+            raise ValueError(f"Two callbacks give {twice[-1]!r}. Give one of them a name=.")
+        found |= values
     return found
+
+
+def _drawn(dataloader: Iterable[Any], callbacks: Sequence[MeasurementCallback]) -> Iterator[list[StepBatch]]:
+    """The probe batches of each callback; an iterator that can be read once only is read once for all of one seed."""
+    longest: dict[int, list[StepBatch]] = {}
+    for callback in callbacks:
+        if callback.seed not in longest:
+            sizes = [c.num_examples for c in callbacks if c.seed == callback.seed]
+            most = None if None in sizes else max(n for n in sizes if n is not None)
+            longest[callback.seed] = draw(dataloader, most, callback.seed)
+        yield list(between(longest[callback.seed], 0, callback.num_examples))
 
 
 def interpolation_barrier(
@@ -83,9 +104,11 @@ def interpolation_barrier(
         seed: of the loaders' private random stream.
 
     Raises:
-        ValueError: the modules differ in their parameters, or a plain module comes without ``loss_fn``.
+        ValueError: the modules differ in names or shapes of their parameters or in frozen ones, or a plain module comes
+            without ``loss_fn``.
     """
     _check_loss(module_a, loss_fn)
+    _check_alike(module_a, module_b, parameters)
     common: dict[str, Any] = {
         "loss_fn": loss_fn,
         "parameters": parameters,
@@ -117,12 +140,41 @@ def with_checkpoint(module: nn.Module, path: str | Path) -> nn.Module:
         ValueError: names or shapes do not fit the module.
     """
     content = torch.load(path, map_location="cpu", weights_only=True)
+    refusal = f"{path} does not hold the weights of {type(module).__name__}"
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{refusal}: it is a {type(content).__name__}, neither a checkpoint nor a state dict.")
     copied = copy.deepcopy(module)
     try:
         copied.load_state_dict(content.get("state_dict", content))
     except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the weights of {type(module).__name__}: {error}") from error
+        raise ValueError(f"{refusal}: {error}") from error
     return copied
+
+
+def _check_single(callback: MeasurementCallback) -> None:
+    if isinstance(callback, InterpolationBarrier):
+        raise ValueError(
+            "InterpolationBarrier compares two states and cannot measure a single module. "
+            "Call interpolation_barrier(module_a, module_b, dataloader)."
+        )
+
+
+def _check_alike(module_a: nn.Module, module_b: nn.Module, parameters: list[str] | None) -> None:
+    of_a, of_b = dict(module_a.named_parameters()), dict(module_b.named_parameters())
+    shapes_a, shapes_b = ({name: list(p.shape) for name, p in of.items()} for of in (of_a, of_b))
+    differing = sorted(n for n in of_a.keys() | of_b.keys() if shapes_a.get(n) != shapes_b.get(n))
+    if differing:
+        shapes = f"{shapes_a.get(differing[0])} and {shapes_b.get(differing[0])}"
+        raise ValueError(
+            f"module_a and module_b differ in {', '.join(map(repr, differing[:4]))} ({shapes}). "
+            "Only networks of one architecture can be interpolated."
+        )
+    for name, parameter in of_a.items():
+        if parameters is None and not parameter.requires_grad and not torch.equal(parameter, of_b[name].to(parameter)):
+            raise ValueError(
+                f"{name!r} is frozen and differs between module_a and module_b, so the line would not end at module_b. "
+                "Call module_a.requires_grad_(), or name the parameters that shall move, parameters=[…]."
+            )
 
 
 def _check_loss(module: nn.Module, loss_fn: LossFn | None) -> None:

@@ -1,8 +1,9 @@
 """Files that are either complete or as before."""
 
 import os
-import tempfile
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,23 +17,26 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: the content could not be written; the old file is intact and nothing is left beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not by mkstemp, whose files nobody else may read; uuid4 draws from no stream of the run.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(partial, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(partial, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
 
 
 def _sync_directory(path: Path) -> None:
+    """Let the new name survive a loss of power too, where the file system can."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(path, os.O_DIRECTORY)
         try:
-            os.fsync(descriptor)
+            with suppress(OSError):
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)

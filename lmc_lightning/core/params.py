@@ -53,7 +53,8 @@ def _real(tensor: Tensor) -> Tensor:
 
 def _shaped(part: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     if dtype.is_complex:
-        return torch.view_as_complex(part.to(dtype.to_real()).reshape(*shape, 2))
+        # No view: one of complex numbers may only begin at an even place of θ, or of a vector that H is applied to.
+        return torch.complex(*part.to(dtype.to_real()).reshape(*shape, 2).unbind(-1))
     return part.to(dtype).view(shape)
 
 

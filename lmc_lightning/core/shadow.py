@@ -4,7 +4,7 @@ import copy
 import random
 import types
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from lmc_lightning.core.structure import PLAIN, is_closure, walk
+from lmc_lightning.core.structure import PLAIN, is_closure, uncompiled, walk
 
 Mode: TypeAlias = Literal["eval", "train"]
 
@@ -126,8 +126,11 @@ class CopyPlan:
 
     overrides: Mapping[int, object]
     """What stands for an object of this id: a clone for a tensor with a graph, itself for data and trainers."""
-    closures: Sequence[types.FunctionType]
-    """Functions, hooks above all, that may see the module through variables that they close over."""
+    closures: Mapping[int, types.FunctionType]
+    """Functions, hooks above all, that may see the module through variables that they close over, by id.
+
+    A compiled method stands for the method itself: its compiled code runs on the module that it was made for.
+    """
 
 
 def copy_plan(module: nn.Module) -> CopyPlan:
@@ -135,7 +138,17 @@ def copy_plan(module: nn.Module) -> CopyPlan:
     reached = list(_walk(module))
     overrides: dict[int, object] = {id(v): v for v in reached if _is_shared(v)}
     overrides |= {id(v): v.detach().clone() for v in reached if isinstance(v, Tensor) and not v.is_leaf}
-    return CopyPlan(overrides, [v for v in reached if is_closure(v)])
+    closures = {id(v): v for v in reached if is_closure(v)}
+    closures |= {id(v): _direct(inner) for v in reached if (inner := uncompiled(v)) is not None}
+    return CopyPlan(overrides, closures)
+
+
+def _direct(target: Callable[..., Any]) -> types.FunctionType:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return target(*args, **kwargs)
+
+    call.__wrapped__ = target  # type: ignore[attr-defined]  # for its signature
+    return call  # type: ignore[return-value]
 
 
 def copy_module(module: nn.Module, replaced: Mapping[int, object], plan: CopyPlan | None = None) -> nn.Module:
@@ -149,12 +162,12 @@ def copy_module(module: nn.Module, replaced: Mapping[int, object], plan: CopyPla
         return _deep_copy(module, plan.closures, memo | _refusing(module, memo))
 
 
-def _deep_copy(module: nn.Module, closures: Sequence[types.FunctionType], memo: Mapping[int, object]) -> nn.Module:
-    fresh = {id(f): _with_empty_cells(f) for f in closures}
+def _deep_copy(module: nn.Module, closures: Mapping[int, types.FunctionType], memo: Mapping[int, object]) -> nn.Module:
+    fresh = {key: _with_empty_cells(function) for key, function in closures.items()}
     memo = {**memo, **fresh}
     copied = copy.deepcopy(module, memo)
-    for function in closures:
-        for cell, own in zip(fresh[id(function)].__closure__ or (), function.__closure__ or (), strict=True):
+    for key, function in closures.items():
+        for cell, own in zip(fresh[key].__closure__ or (), function.__closure__ or (), strict=True):
             if own != types.CellType():  # not a variable that is not bound yet
                 cell.cell_contents = copy.deepcopy(own.cell_contents, memo)
     return copied

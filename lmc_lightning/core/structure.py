@@ -39,13 +39,20 @@ def walk(root: object, is_leaf: Callable[[object], bool] | None = None, *, closu
 
 def is_closure(value: object) -> TypeGuard[types.FunctionType]:
     """Whether ``value`` is a function that holds variables, other than torch's wrappers, which hold its caches."""
-    if not isinstance(value, types.FunctionType) or not value.__closure__:
+    if not isinstance(value, types.FunctionType) or not value.__closure__ or uncompiled(value) is not None:
         return False
     return not str(value.__module__).startswith("torch")
 
 
+def uncompiled(value: object) -> Callable[..., Any] | None:
+    """What ``torch.compile`` has wrapped, if ``value`` is such a wrapper of a function or method."""
+    return vars(value).get("_torchdynamo_orig_callable") if isinstance(value, types.FunctionType) else None
+
+
 def _behind(value: Any) -> list[object]:
     """What a callable sees besides its arguments: variables, the object of a method, the arguments of a partial."""
+    if (inner := uncompiled(value)) is not None:
+        return [inner]
     if is_closure(value):
         cells = value.__closure__ or ()
         return [c.cell_contents for c in cells if c != types.CellType()]  # not a variable that is not bound yet

@@ -119,3 +119,27 @@ def test_pattern_without_match_names_what_there_is() -> None:
 def test_lazy_parameter_is_refused_with_the_fix() -> None:
     with pytest.raises(ValueError, match=r"weight has no shape yet. Run one batch"):
         parameter_layout(nn.LazyLinear(2))
+
+
+def test_complex_entries_may_begin_at_an_odd_place_of_theta_and_of_a_vector() -> None:
+    module = nn.ParameterDict({"first": nn.Parameter(torch.zeros(3)), "second": nn.Parameter(torch.zeros(2) + 1j)})
+    layout = parameter_layout(module)
+    theta = layout.flatten(dict(module.named_parameters())).double().requires_grad_()
+    tensors = layout.unflatten(theta)
+    gradient = torch.autograd.grad((tensors["second"] ** 3).real.sum(), theta, create_graph=True)[0]
+    rows = torch.eye(layout.num_params, dtype=theta.dtype)
+    hessian = torch.stack([torch.autograd.grad(gradient, theta, row, retain_graph=True)[0] for row in rows])
+    # Re (a + ib)³ = a³ − 3ab² has the second derivatives 6a, −6b, −6a; here a = 0, b = 1.
+    block = torch.tensor([[0.0, -6.0], [-6.0, 0.0]], dtype=theta.dtype)
+    assert torch.equal(hessian, torch.block_diag(torch.zeros(3, 3, dtype=theta.dtype), block, block))
+
+
+def test_tensors_may_be_changed_in_place_by_a_step() -> None:
+    module = nn.Linear(2, 2)
+    layout = parameter_layout(module)
+    theta = layout.flatten(dict(module.named_parameters())).requires_grad_()
+    tensors = layout.unflatten(theta)
+    with torch.no_grad():
+        for tensor in tensors.values():
+            tensor.clamp_(-0.1, 0.1)
+    assert torch.equal(theta.detach(), torch.cat([t.detach().reshape(-1) for t in tensors.values()]))

@@ -1,0 +1,174 @@
+"""Two processes measure what one would on all their examples; what fails on one is recorded on both."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmc_lightning import Sharpness, measure
+from lmc_lightning.core.objective import Objective
+from lmc_lightning.landscape.paths import endpoint_of, linear_path, loss_profiles
+from tests.scripts import distributed
+from tests.scripts.processes import pair
+
+
+def captured(folder: Path, split: str = "train") -> list[Any]:
+    """The batches that both processes have kept of a split."""
+    files = sorted(folder.rglob("probes_*.pt"))
+    assert [f.name for f in files] == ["probes_0.pt", "probes_1.pt"]
+    return [batch for f in files for batch, _ in torch.load(f, weights_only=True)[split]]
+
+
+def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
+    both = pair(distributed.attached, folder=tmp_path)
+    for process in both:
+        without, with_ours = process["fingerprints"]
+        assert without == with_ours
+    assert both[0]["records"] == both[1]["records"]
+    assert not both[0]["failures"]
+    assert {(r["kind"], r["step"]) for r in both[0]["records"]} == {
+        (kind, step) for kind in ("hessian", "sharpness", "barrier") for step in (0, 10, 20)
+    }
+    # Process 0 alone writes, but for the probe examples that each has captured.
+    log_dir = tmp_path / "with" / "lightning_logs" / "version_0"
+    files = {p.relative_to(log_dir).as_posix() for p in log_dir.rglob("*") if p.is_file()}
+    tables = {f"lmc/{kind}.jsonl" for kind in ("hessian", "sharpness", "barrier")}
+    figures = {f"lmc/figures/hessian_density_0000{step}.png" for step in ("00", "10", "20")}
+    assert files == {"metrics.csv", *tables, *figures, "lmc/probes_0.pt", "lmc/probes_1.pt"}
+    rows = [row for row in (log_dir / "metrics.csv").read_text().splitlines() if "e" in row]
+    assert len(rows) == len(set(rows))
+
+
+@pytest.fixture(scope="module")
+def unions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    folder = tmp_path_factory.mktemp("unions")
+    return folder, pair(distributed.unions, dict.fromkeys(distributed.SOURCES, "64-true"), folder=folder)
+
+
+def batches_of(source: str, folder: Path, dtype: torch.dtype) -> list[Any]:
+    """All probe examples, in one process."""
+    if source == "captured":
+        return captured(folder)
+    inputs, labels = distributed.examples(75, seed=9) if source == "datamodule" else distributed.examples(100, seed=4)
+    return [(inputs.to(dtype), labels)]
+
+
+def assert_as_one_process(source: str, both: list[Any], folder: Path, dtype: torch.dtype, names: list[str]) -> None:
+    assert both[0][source]["records"] == both[1][source]["records"]
+    batches = batches_of(source, folder / source, dtype)
+    start, end = (distributed.seeded().to(dtype) for _ in range(2))
+    end.load_state_dict(both[0][source]["end"])
+    for epoch, module in ((0, start), (1, end)):
+        ours = distributed.callbacks(num_examples=distributed.SOURCES[source])
+        alone = measure(module, batches, ours)
+        found = {r["name"]: r for r in both[0][source]["records"] if r["epoch"] == epoch}
+        assert found["hessian/trace"]["evidence"]["num_examples"] == distributed.SOURCES[source]
+        inputs, labels = (torch.cat(parts)[: distributed.SOURCES[source]] for parts in zip(*batches, strict=True))
+        loss = F.cross_entropy(module.net(inputs), labels).item()
+        assert math.isclose(found["hessian/trace"]["evidence"]["probe_loss"], loss, rel_tol=1e-6)
+        for name in names:
+            assert math.isclose(found[name]["value"], alone[name], rel_tol=1e-6), name
+
+
+@pytest.mark.parametrize("source", distributed.SOURCES)
+def test_two_processes_measure_as_one_does_on_the_union(source: str, unions: tuple[Path, list[Any]]) -> None:
+    folder, both = unions
+    names = ["hessian/lambda_max", "hessian/trace", "hessian/effective_rank"]
+    names += [f"sharpness/{name}" for name in ("worst_case", "adaptive", "average", "gradient_norm")]
+    assert_as_one_process(source, both, folder, torch.float64, names)
+
+
+def test_in_single_precision_too(tmp_path: Path) -> None:
+    both = pair(distributed.unions, {"captured": "32-true"}, folder=tmp_path)
+    names = ["hessian/lambda_max", "hessian/trace", "sharpness/gradient_norm"]
+    assert_as_one_process("captured", both, tmp_path, torch.float32, names)
+
+
+def test_the_probe_set_of_a_run_has_one_digest(unions: tuple[Path, list[Any]]) -> None:
+    """A set that every process reads whole is named as it is in one process."""
+    folder, both = unions
+    from lmc_lightning.core.structure import digest
+
+    for source in ("datamodule", "probe_dataloader"):
+        inputs, labels = batches_of(source, folder, torch.float64)[0]
+        sizes = [75] if source == "datamodule" else [32, 32, 11]
+        parts = zip(inputs[:75].split(sizes), labels[:75].split(sizes), strict=True)
+        digests = {r["evidence"]["probe_digest"] for r in both[0][source]["records"]}
+        assert digests == {digest([list(part) for part in parts])}
+    parts = captured(folder / "captured")
+    digests = {r["evidence"]["probe_digest"] for r in both[0]["captured"]["records"]}
+    assert len(digests) == 1
+    assert digests.isdisjoint({digest(parts[: distributed.NUM_BATCHES]), digest(parts[distributed.NUM_BATCHES :])})
+
+
+def test_batch_norm_statistics_are_those_of_both_processes(tmp_path: Path) -> None:
+    both = pair(distributed.batch_norm, folder=tmp_path)
+    assert not both[0]["failures"]
+    start, end = (distributed.seeded(batch_norm=True).double() for _ in range(2))
+    end.load_state_dict(both[0]["end"])
+
+    def loss(module: Any, batch: Any) -> Tensor:
+        return F.cross_entropy(module.net(batch[0]), batch[1])
+
+    train = captured(tmp_path)
+    objectives = {split: Objective(start, captured(tmp_path, split), loss) for split in ("train", "val")}
+    statistics = Objective(start, train, loss, mode="train", keep_batches=True)
+    states = {**dict(end.named_parameters()), **dict(end.named_buffers())}
+    path = linear_path(endpoint_of(objectives["train"]), endpoint_of(objectives["train"], states))
+    ts = torch.linspace(0, 1, 5, dtype=torch.float64)
+    profiles = loss_profiles(objectives, path, ts, batch_stats="recompute", stats_objective=statistics)
+    for process in both:
+        for split, profile in profiles.items():
+            curve = process["curves"][f"barrier/{split}_loss/initial"]
+            torch.testing.assert_close(curve, profile.losses, rtol=1e-9, atol=0)
+        # What validation logs is averaged over both processes' examples.
+        torch.testing.assert_close(
+            process["curves"]["barrier/val_loss/initial"], profiles["val"].losses, rtol=1e-6, atol=0
+        )
+
+
+def test_visits_wait_until_every_process_has_its_probe_set(tmp_path: Path) -> None:
+    both = pair(distributed.uneven_capture, folder=tmp_path)
+    assert both[0]["records"] == both[1]["records"]
+    # 50 examples each: 3 batches of 22, 7 batches of 8.
+    assert both[0]["seen"] == both[1]["seen"] == [[]] * 6 + [[0, 2, 5]] * 2 + [[0, 2, 5, 9]] * 2
+    start = measure(distributed.seeded(), captured(tmp_path), [Sharpness(num_samples=2, num_examples=100)])
+    found = {r["name"]: r["value"] for r in both[0]["records"] if r["step"] == 0}
+    assert math.isclose(found["sharpness/gradient_norm"], start["sharpness/gradient_norm"], rel_tol=1e-6)
+
+
+def test_a_failure_on_one_process_is_recorded_on_both(tmp_path: Path) -> None:
+    both = pair(distributed.failing, folder=tmp_path)
+    for process in both:
+        without, with_ours = process["fingerprints"]
+        assert without == with_ours
+        assert [r["step"] for r in process["unlucky"] if r["status"] == "ok"] == [0, 0, 10, 10]
+        assert {r["status"] for r in process["lucky"]} == {"ok"}
+        assert [r["step"] for r in process["lucky"]][::4] == [0, 2, 4, 6, 8, 10]
+    places = {2: "preparation", 4: "loss", 6: "middle", 8: "end"}
+    for rank, text in ((0, "RuntimeError: The measurement failed on process 1: {}"), (1, "{}")):
+        failed = {r["step"]: r["evidence"]["reason"] for r in both[rank]["unlucky"] if r["status"] == "failed"}
+        reasons = {step: text.format(f"ValueError: no luck with the {place}") for step, place in places.items()}
+        assert failed == reasons
+
+
+def test_what_is_refused_ends_both_processes(tmp_path: Path) -> None:
+    zero, one = pair(distributed.refused, folder=tmp_path)
+    assert one["raise"] == "ValueError: no luck with the loss"
+    assert zero["raise"] == "RuntimeError: The measurement failed on process 1: ValueError: no luck with the loss"
+    assert one["loader"] == "OSError: no such file"
+    assert zero["loader"] == "RuntimeError: The measurement failed on process 1: OSError: no such file"
+    for process in (zero, one):
+        assert process["branching"] == "ValueError: CheckpointBranching needs a single device, got a Trainer of 2."
+        assert process["sharded"].startswith("RuntimeError: ModelParallelStrategy shards the parameters")
+        assert "lmc_lightning.measure(module, dataloader, [callback])" in process["sharded"]
+
+
+def test_an_objective_refuses_sharded_parameters(tmp_path: Path) -> None:
+    for answer in pair(distributed.sharded, folder=tmp_path):
+        assert answer.startswith("Parameter net.0.weight is a DTensor, spread over processes")
+        assert "Load a consolidated checkpoint" in answer
