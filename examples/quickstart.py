@@ -7,6 +7,7 @@ python examples/quickstart.py --small  # one quick pass through everything
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -54,7 +55,7 @@ def main() -> int:
         optimizer_kwargs={"momentum": 0.9},
     )
 
-    epochs, examples = (2, 128) if args.small else (8, 512)
+    epochs, examples = (2, 64) if args.small else (8, 512)
     visits = [0, 1, 2] if args.small else [0, 1, 2, 4, 8]
     branch_points = [0, 1] if args.small else [0, 1, 2, 4]
     later = [1, 2] if args.small else sorted({k1 + 1 for k1 in branch_points} | {4, 8})
@@ -78,7 +79,9 @@ def main() -> int:
 
     print(f"\n{summarize(callbacks)}\n")
     print(f"Total {seconds:.0f} s, of which measuring {sum(getattr(c, 'seconds', 0) for c in callbacks):.0f} s.")
-    print(f"See it:\n  {Path(sys.executable).parent / 'tensorboard'} --logdir {trainer.log_dir}")
+    print(
+        f"See it:\n  {shlex.join([str(Path(sys.executable).parent / 'tensorboard'), '--logdir', str(trainer.log_dir)])}"
+    )
     pins = json.dumps([{"plugin": "scalars", "tag": tag} for tag in PINNED])
     print(f"  http://localhost:6006/?smoothing=0&pinnedCards={quote(pins)}#timeseries")
     return 1 if failed(callbacks) else 0

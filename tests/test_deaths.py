@@ -57,7 +57,8 @@ def test_a_killed_run_keeps_its_results_and_a_resumed_one_makes_the_visit_again(
     monkeypatch.chdir(tmp_path)
     options: dict[str, Any] = {"validates": validates, "checkpoints": {}}
     child = start(deaths.lingering, "run", 8, {}, options, folder=tmp_path)
-    signalled = child.signal_when(tmp_path / deaths.SIGN, signum)
+    child.wait_for(tmp_path / deaths.SIGN)
+    signalled = child.send(signum)
     assert child.exit_code() == exit_code
     assert time.monotonic() - signalled < 20  # and not the minutes that the visit would have taken
     assert steps(table(tmp_path / "run")) == [0, 4]
@@ -78,7 +79,8 @@ def test_a_visit_that_the_checkpoint_of_its_own_step_left_open_is_made_when_the_
     monkeypatch.chdir(tmp_path)
     options: dict[str, Any] = {"checkpoints": {"every_n_train_steps": 1}}
     child = start(deaths.lingering, "run", 6, {"every_n_train_steps": 3}, options, folder=tmp_path)
-    child.signal_when(tmp_path / deaths.SIGN, signal.SIGTERM)
+    child.wait_for(tmp_path / deaths.SIGN)
+    child.send(signal.SIGTERM)
     assert child.exit_code() == 0
     (saved,) = (s for key, s in torch.load("run/checkpoints/last.ckpt")["callbacks"].items() if key.startswith("Slow"))
     assert (saved["step"], saved["open"]) == (6, [[6, 1]])
@@ -156,7 +158,7 @@ def test_a_visit_at_nan_is_undefined_and_training_goes_on() -> None:
 
 
 def test_on_a_full_disk_the_earlier_table_stays_and_all_is_kept_in_memory(tmp_path: Path) -> None:
-    found = start(deaths.full_disk, "run", folder=tmp_path).result()
+    found = start(deaths.full_disk, "run", 2, folder=tmp_path).result()
     assert steps([json.loads(line) for line in found["kept"].splitlines()]) == [0, 4, 8]
     assert steps(table(tmp_path / "run")) == [0, 4, 8]
     assert (tmp_path / "run" / "lmc" / "slow.jsonl").read_bytes() == found["kept"]
@@ -164,9 +166,18 @@ def test_on_a_full_disk_the_earlier_table_stays_and_all_is_kept_in_memory(tmp_pa
     assert found["warnings"] == ["slow: Cannot write slow.jsonl: [Errno 27] File too large"]
 
 
-def test_no_file_of_ours_needs_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the table nor figures nor the captured probe set, which is written inside the user's step."""
+def test_a_disk_without_any_room_stops_no_run(tmp_path: Path) -> None:
+    """Not even where the captured probe set is to be written, which happens inside the user's step."""
+    found = start(deaths.full_disk, "run", 0, folder=tmp_path).result()
+    assert found["steps"] == found["state"] == [0, 4, 8, 12, 16]
+    assert [w.split(": ")[1] for w in found["warnings"]] == [
+        "Cannot write slow.jsonl",
+        "The probe set cannot be kept for a resumed run",
+    ]
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
 
+
+def test_figures_need_no_room_on_the_disk_either(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -190,11 +201,10 @@ def test_no_file_of_ours_needs_room_on_the_disk(monkeypatch: pytest.MonkeyPatch)
 def test_a_file_is_never_seen_half_written(tmp_path: Path) -> None:
     path, size = tmp_path / "file", 2_000_000
     child = start(deaths.rewriting, path, size, folder=tmp_path)
-    while not (tmp_path / deaths.SIGN).exists():
-        time.sleep(0.01)
+    child.wait_for(tmp_path / deaths.SIGN)
     for _ in range(20):
         assert path.read_bytes() in (b"a" * size, b"b" * size)
-    child.signal_when(tmp_path / deaths.SIGN, signal.SIGKILL)
+    child.send(signal.SIGKILL)
     assert child.exit_code() == -signal.SIGKILL
     assert path.read_bytes() in (b"a" * size, b"b" * size)
 

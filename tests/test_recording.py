@@ -25,8 +25,6 @@ from lmc_lightning.plotting.style import figure_of, new_axes
 from lmc_lightning.recording import Measurement, Quantity, Recorder, plain, slug
 from tests.callbacks.runs import Classifier, Rows, TensorBoardLogger, fit, loader
 
-STATUSES = ("ok", "not_converged", "unreliable")
-
 
 def of(**values: float | None) -> Measurement:
     return Measurement(tuple(Quantity(f"test/{name}", value) for name, value in values.items()))
@@ -292,13 +290,12 @@ def test_the_state_survives_a_checkpoint_of_weights_only() -> None:
     ("text", "name"),
     [
         ("hessian/lambda_max", "hessian_lambda_max"),
-        ("epoch=1-step=10", "epoch_1-step_10"),
+        ("epoch=1-step=10.ckpt", "epoch_1-step_10.ckpt"),
         ("/a  b/", "a_b"),
-        ("é.x", "x"),
     ],
 )
 def test_a_slug_is_a_file_name(text: str, name: str) -> None:
-    assert slug(text).lstrip(".") == name
+    assert slug(text) == name
 
 
 # -- in a run ----------------------------------------------------------------------------------------------------------
@@ -360,7 +357,7 @@ def test_exposed_values_can_be_monitored_also_after_a_visit_that_failed(tmp_path
     exposed = {r.name: pytest.approx(r.value, rel=1e-6) for r in ours[0].results if r.step == ours[0].results[-1].step}
     assert {name: value for name, value in metrics.items() if name.startswith("sharpness/")} == exposed
     assert len(ours[1].failures) == 1
-    assert trainer.current_epoch == 2  # the second epoch brought no improvement, after patience for none
+    assert trainer.current_epoch == 2  # stopped: the second epoch brought no improvement
     assert len(list(tmp_path.rglob("*.ckpt"))) == 2
 
 

@@ -45,19 +45,17 @@ def test_visits_are_rows_and_keys_are_columns_in_the_order_they_were_logged() ->
     assert "Barriers" not in text
 
 
+PAIRS = [(0, 0, 0), (0, 0, 4), (0, 1, 4), (1, 0, 4)]
+"""Branch point, child and later epoch."""
+
+
 def test_pairs_are_rows_by_branch_point_child_and_later_epoch() -> None:
-    results = [
-        pair(m, k1, later, 0.1 * later, child) for m in ("train_loss", "val_error/mine") for k1, later, child in PAIRS
-    ]
+    metrics = ("train_loss", "val_error/mine")
+    results = [pair(m, k1, later, 0.1 * later, child) for m in metrics for k1, child, later in reversed(PAIRS)]
     header, *table = rows(summarize([Callback(*results)]), "Barriers")
     assert header == ["k1", "child", "later", "epoch", "train_loss", "val_error/mine"]
-    assert [tuple(map(int, (row[0], row[2], row[1]))) for row in table] == sorted(
-        PAIRS, key=lambda p: (p[0], p[2], p[1])
-    )
+    assert [tuple(map(int, row[:3])) for row in table] == PAIRS
     assert table[0][3:] == ["0", "±", "0.01", "0", "±", "0.01"]
-
-
-PAIRS = [(0, 0, 0), (0, 4, 0), (0, 4, 1), (1, 4, 0)]
 
 
 def test_failures_are_counted_with_their_reasons() -> None:

@@ -239,8 +239,8 @@ class ProbeStore:
             return
         try:
             write_atomic(self.directory / self.file_name, lambda file: torch.save(captured, file))
-        except OSError as error:  # we may be inside the user's step
-            self.errors.append(f"The probe set cannot be kept for a resumed run: {error}")
+        except Exception as error:  # we may be inside the user's step; torch.save has other errors for a full disk
+            self.errors.append(f"The probe set cannot be kept for a resumed run: {type(error).__name__}: {error}")
 
 
 @dataclass

@@ -49,11 +49,12 @@ def _private_loader(loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
 
 
 def to_device(batches: Iterable[StepBatch], module: Any, trainer: Any | None = None) -> list[StepBatch]:
-    """Batches of a user's own loader, brought to the module as Lightning would bring them."""
+    """Batches of a user's own loader, brought to the module as Lightning would bring them, under a fixed seed."""
     if not hasattr(module, "transfer_batch_to_device"):
         return list(batches)
     moved: list[StepBatch] = []
     with glass_box(match_precision=True):
+        seed_everything(0)  # transfer hooks may augment
         for step_batch in batches:
             batch = step_batch.batch if trainer is None else trainer.precision_plugin.convert_input(step_batch.batch)
             # The module's own transfer hooks are private methods with no public caller outside a running loop.

@@ -36,7 +36,7 @@ def test_manual_optimization_needs_a_loss() -> None:
 
 
 def test_a_step_that_fetches_its_batches_needs_a_loader() -> None:
-    with pytest.raises(RuntimeError, match="dataloader_iter, so none can be captured. Pass probe_dataloader="):
+    with pytest.raises(RuntimeError, match=r"dataloader_iter, so none can be captured\. Pass probe_dataloader="):
         check_module(FetchesItsBatches(), loss_fn=None, captures=True)
     check_module(FetchesItsBatches(), loss_fn=None, captures=False)
 

@@ -221,7 +221,7 @@ def test_batch_norm_statistics_are_recomputed_by_default() -> None:
     a, b = pair()
     found = {p: interpolation_barrier(a, b, loader(), batch_stats=p, num_points=3) for p in (None, "interpolate")}
     assert found[None].batch_stats == "recompute"
-    # In train mode without dropout BatchNorm has the statistics of the batch: of a single one, the recomputed are these.
+    # From a single batch, the recomputed statistics are those of that batch.
     whole = [next(iter(torch.utils.data.DataLoader(examples(), batch_size=24)))]
     single = interpolation_barrier(a, b, whole, num_points=3)
     for value, theta in zip(single.losses.tolist(), middle(a, b), strict=True):

@@ -9,7 +9,7 @@ from torch import Tensor
 from lmc_lightning.callbacks.bridge import StepBatch
 from lmc_lightning.callbacks.probe_store import ProbeSet, ProbeStore, between, share
 from lmc_lightning.core.collective import Collective
-from tests.zoo.batches import Graphs
+from tests.zoo.batches import Graphs, loader_of
 from tests.zoo.harness import Setting, train
 from tests.zoo.module import BATCH_SIZE, ZooModule, examples
 from tests.zoo.outputs import NamesItsArgumentsOtherwise, Plain, TakesNoIndex
@@ -29,7 +29,7 @@ def rows(batches: Any) -> Tensor:
     return torch.cat([b.batch[0] for b in batches])
 
 
-# -- sets ---------------------------------------------------------------------------------------------------------------
+# -- sets --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [1, 7, 8, 9, 17, 20, 50, None])
@@ -69,7 +69,7 @@ def test_labels_are_counted_where_there_are_any() -> None:
     assert ProbeSet("train", "captured", (StepBatch(torch.zeros(5)),)).label_counts() == {}
 
 
-# -- capture ------------------------------------------------------------------------------------------------------------
+# -- capture -----------------------------------------------------------------------------------------------------------
 
 
 def captured(cls: type[ZooModule], num_examples: int = 2 * BATCH_SIZE, **options: Any) -> tuple[ProbeSet, list[Any]]:
@@ -160,7 +160,7 @@ class YieldsUncopyables(Plain):
         return self.loss(*batch.batch)
 
     def train_dataloader(self) -> Any:
-        return [Uncopyable(examples())]
+        return loader_of(lambda x, y: Uncopyable((x, y)))
 
 
 def test_batches_that_cannot_be_copied_fail_the_visit_and_not_the_step() -> None:
@@ -211,7 +211,7 @@ def test_the_validation_split_is_that_of_the_first_loader() -> None:
     assert "validation_step" not in vars(run.module)
 
 
-# -- a resumed run ------------------------------------------------------------------------------------------------------
+# -- a resumed run -----------------------------------------------------------------------------------------------------
 
 
 def stored(directory: Path) -> ProbeStore:

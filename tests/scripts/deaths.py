@@ -115,37 +115,42 @@ def lingering(root: str, step: int, schedule: dict[str, Any], options: dict[str,
 
 
 class FullDisk(pl.Callback):
-    """From the second epoch on, no file can become larger than our table is now."""
+    """From an epoch on, no file can become larger than our table is then."""
 
-    def __init__(self, table: Callable[[], Path]) -> None:
-        self.table, self.content = table, b""
+    def __init__(self, table: Path, epoch: int) -> None:
+        self.table, self.epoch, self.content = table, epoch, b""
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.current_epoch == 2:
-            self.content = self.table().read_bytes()
-            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-            resource.setrlimit(resource.RLIMIT_FSIZE, (len(self.content), hard))
+        if trainer.current_epoch == self.epoch:
+            self.content = self.table.read_bytes() if self.table.exists() else b""
+            limit_file_size(len(self.content))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        limit_file_size(resource.RLIM_INFINITY)
 
 
-def full_disk(root: str) -> dict[str, Any]:
-    """A run whose disk is full from the second epoch on."""
-    ours = Slow()
-    full = FullDisk(lambda: Path(root) / "lmc" / "slow.jsonl")
+def limit_file_size(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def full_disk(root: str, epoch: int) -> dict[str, Any]:
+    """A run whose disk is full from an epoch on."""
+    ours, full = Slow(), FullDisk(Path(root) / "lmc" / "slow.jsonl", epoch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(root, [ours, full], logger=False)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     return {
         "kept": full.content,
         "steps": [r.step for r in ours.results],
         "state": [r["step"] for r in ours.state_dict()["records"]],
-        "warnings": [str(w.message) for w in caught if "slow" in str(w.message)],
+        "warnings": [str(w.message) for w in caught if "slow:" in str(w.message)],
     }
 
 
 def rewriting(path: Path, size: int) -> None:
     """Replaces a file for ever, by all a's or all b's."""
     for turn in range(10**9):
-        write_atomic(path, (b"a" if turn % 2 else b"b") * size)
+        content = (b"a" if turn % 2 else b"b") * size
+        write_atomic(path, lambda file: file.write(content))  # noqa: B023
         if turn == 3:
             SIGN.touch()

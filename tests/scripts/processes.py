@@ -28,19 +28,23 @@ class Child:
     process: BaseProcess
     answer: Path
 
-    def signal_when(self, sign: Path, signum: signal.Signals) -> float:
-        """Send a signal once the child has made the file ``sign``; the time at which it was sent."""
+    def wait_for(self, sign: Path) -> None:
+        """Until the process has made the file ``sign``."""
         end = time.monotonic() + PATIENCE
         while not sign.exists():
-            assert self.process.is_alive(), f"ended with {self.process.exitcode} before it made {sign.name}"
-            assert time.monotonic() < end
+            if not self.process.is_alive() or time.monotonic() > end:
+                self.process.kill()
+                raise AssertionError(f"no {sign.name}, exit code {self.process.exitcode}")
             time.sleep(0.01)
+
+    def send(self, signum: signal.Signals) -> float:
+        """Send a signal; when that was [s]."""
         assert self.process.pid is not None
         os.kill(self.process.pid, signum)
         return time.monotonic()
 
     def exit_code(self) -> int:
-        """The exit code when the process has ended; a process that does not is killed and fails the test."""
+        """The exit code when the process has ended; one that does not end is killed, and the test fails."""
         self.process.join(PATIENCE)
         if self.process.is_alive():
             self.process.kill()
@@ -93,7 +97,12 @@ def start_pair(function: Callable[..., Any], *arguments: Any, folder: Path) -> l
 
 def pair(function: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
     """What ``function(rank, *arguments)`` returns in each of two processes."""
-    return [child.result() for child in start_pair(function, *arguments, folder=folder)]
+    children = start_pair(function, *arguments, folder=folder)
+    try:
+        return [child.result() for child in children]
+    finally:
+        for child in children:
+            child.process.kill()
 
 
 def free_port() -> int:
