@@ -109,10 +109,10 @@ def test_training_is_bit_identical_in_every_configuration(
     options: dict[str, Any] = {"num_examples": 16, "on_error": "raise"}
 
     def ours() -> list[Callback]:
-        return [Probe(every_n_train_steps=1, **options), Probe(every_n_epochs=1, name="b", mode="train", **options)]
+        return [Probe(every_n_train_steps=2, **options), Probe(every_n_epochs=2, name="b", mode="train", **options)]
 
     for run in assert_neutral(configuration.of(module), ours, max_epochs=3):
-        assert all(len(c.results) >= 3 for c in run.ours)
+        assert all(len(visited) > 1 for visited in ({r.step for r in c.results} for c in run.ours))
 
 
 @pytest.mark.slow

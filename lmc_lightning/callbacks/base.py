@@ -213,12 +213,13 @@ class MeasurementCallback(Callback, ABC):
         """Take up a resumed run: what its file has beyond the checkpoint, and the visits that it left open."""
         earlier = self._recorder.read(self._step) if trainer.is_global_zero else []
         self._recorder.add_missing(trainer.strategy.broadcast(earlier))
+        made = {r.step for r in self.results if r.status != "failed"}
         left_open, self._agenda = self._agenda.open, Agenda()
         for step, epoch in left_open:
             if step == self._step:
                 self._recorder.drop_failures(step)
                 self._request(trainer, pl_module, epoch)
-            elif step < self._step:
+            elif step < self._step and step not in made:
                 self._fail("The run was interrupted before this visit was made.", step, epoch)
 
     def _request(self, trainer: Any, pl_module: Any, epoch: int) -> None:

@@ -320,3 +320,113 @@ def test_sparse_embeddings_become_dense_in_the_copy_only() -> None:
     module = nn.Embedding(4, 2, sparse=True)
     assert not Shadow(module).module.sparse
     assert module.sparse
+
+
+class Extractor(nn.Module):
+    """A loss of what hooks have put where they can see it: on the module, outside of it, by a method, by a partial."""
+
+    def __init__(self, outside: dict[str, Any]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.kept: dict[str, Tensor] = {}
+        self.read = lambda: outside["output"]
+
+        def keep(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+            self.kept["output"] = output
+            outside["output"] = output
+
+        self.layer.register_forward_hook(keep)
+        self.layer.register_forward_hook(self.keep_square)
+        self.layer.register_forward_hook(partial(keep_mean, self.kept))
+
+    def keep_square(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.square = output.square()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layer(x)
+        return self.kept["output"].sum() + self.read().sum() + self.square.sum() + self.kept["mean"]
+
+
+def keep_mean(kept: dict[str, Tensor], layer: nn.Module, inputs: Any, output: Tensor) -> None:
+    kept["mean"] = output.mean()
+
+
+def test_functions_that_close_over_the_module_close_over_its_copy() -> None:
+    outside: dict[str, Any] = {}
+    module = Extractor(outside)
+    shadow = Shadow(module)
+    weights = {n: p.detach().clone().requires_grad_() for n, p in module.named_parameters()}
+    for _ in range(2):
+        loss = shadow.at(weights)(torch.ones(2, 3))
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        module.zero_grad()
+        other = copy.deepcopy(module.layer)
+        other._forward_hooks.clear()
+        output = other(torch.ones(2, 3))
+        (2 * output.sum() + output.square().sum() + output.mean()).backward()
+        assert all(torch.allclose(g, p.grad) for g, p in zip(gradients, other.parameters(), strict=True))
+    assert outside == module.kept == {}
+    assert not hasattr(module, "square")
+
+
+def test_a_function_with_an_unbound_variable_is_copied() -> None:
+    module = nn.Linear(1, 1)
+
+    def late() -> float:
+        return value
+
+    module.late = late
+    copied = copy_module(module, {})
+    value = 1.0
+    with pytest.raises(NameError, match="value"):
+        copied.late()
+    assert module.late() == 1.0
+
+
+def test_hooks_that_change_gradients_are_not_part_of_the_loss() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[1].register_full_backward_hook(lambda layer, before, after: (3 * before[0],))
+    module[1].register_full_backward_pre_hook(lambda layer, after: (5 * after[0],))
+    weights = {n: p.detach().clone().requires_grad_() for n, p in module.named_parameters()}
+    gradient = torch.autograd.grad(Shadow(module).at(weights)(torch.ones(1, 2)).sum(), weights["0.bias"])[0]
+    assert torch.allclose(gradient, module[1].weight.sum(0))
+    assert module[1]._backward_hooks
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_scripted_submodules_compute_with_the_given_tensors() -> None:
+    module = nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(2, 1), nn.Tanh())))
+    weights = {n: torch.zeros_like(p).requires_grad_() for n, p in module.named_parameters()}
+    output = Shadow(module).at(weights)(torch.ones(1, 2))
+    assert output.item() == 0
+    assert torch.equal(torch.autograd.grad(output, weights["0.0.weight"])[0], torch.ones(1, 2))
+    assert module(torch.ones(1, 2)).item() != 0
+
+
+class CompilesItsForward(nn.Module):
+    """A method that is replaced by its compiled form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.forward = torch.compile(self.forward, backend="eager")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def test_a_compiled_method_of_the_copy_is_that_of_the_copy() -> None:
+    module = CompilesItsForward()
+    weights = {n: torch.zeros_like(p).requires_grad_() for n, p in module.named_parameters()}
+    output = Shadow(module).at(weights)(torch.ones(1, 2))
+    assert output.item() == 0
+    assert torch.equal(torch.autograd.grad(output, weights["layer.weight"])[0], torch.ones(1, 2))
+
+
+def test_replacements_are_private_to_each_copy() -> None:
+    module = nn.Linear(1, 1)
+    module.notes = None
+    shadow = Shadow(module, replacements={"notes": []})
+    first, second = shadow.at({}), shadow.at({})
+    first.notes.append(1)
+    assert (module.notes, second.notes, shadow.module.notes) == (None, [], [])

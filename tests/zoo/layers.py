@@ -241,9 +241,7 @@ class EigenvalueLoss(ZooModule):
 class Scripted(ZooModule):
     """A submodule compiled by torch.jit.script."""
 
-    expected = Expected(
-        ignore=("ignore:`torch.jit.script:DeprecationWarning", "ignore:`torch.jit.script:FutureWarning")
-    )
+    expected = Expected(ignore=("ignore:`torch.jit.script` is deprecated",))
 
     def __init__(self) -> None:
         super().__init__()
