@@ -92,8 +92,7 @@ class MeasurementCallback(Callback, ABC):
             raise ValueError(f"Expected num_examples to be at least 1 or None (the whole split), got {num_examples}.")
         self.parameters, self.batch_weight, self.loss_fn = parameters, batch_weight, loss_fn
         self.num_examples, self.mode, self.match_precision, self.seed = num_examples, mode, match_precision, seed
-        self.expose, self.on_error, self.name = expose, on_error, name
-        self.seconds = 0.0
+        self.expose, self.on_error, self.name, self.seconds = expose, on_error, name, 0.0
         self._recorder = Recorder(self.kind if name is None else f"{self.kind}_{slug(name)}")
         self._probes = Probes(self.splits, num_examples, probe_dataloader, seed)
         self._agenda = Agenda()
