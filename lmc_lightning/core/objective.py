@@ -16,6 +16,7 @@ from lmc_lightning.core.hvp import FiniteDifferenceProduct, HessianProduct
 from lmc_lightning.core.losstap import LossTap, TappedLoss
 from lmc_lightning.core.params import parameter_layout, refuse_sharded
 from lmc_lightning.core.shadow import LOW_PRECISION, Mode, Shadow, cast, preserved_state, state_of
+from lmc_lightning.core.shared_state import SharedState
 from lmc_lightning.core.structure import leading_size, with_tensors
 from lmc_lightning.types import Batch, BatchWeight, LossFn
 
@@ -79,6 +80,7 @@ class Objective:
         self.memory_budget, self.precision = memory_budget, precision
         self._recurrent, self._dtype = any(isinstance(m, nn.RNNBase) for m in module.modules()), dtype
         self._module, self._loss_fn, self._batch_weight = module, loss_fn, batch_weight
+        self._shared = SharedState(module)
         self.collective = collective or Collective()
         self._needs_grad = False
         self._without_graph: set[int] = set()
@@ -104,7 +106,7 @@ class Objective:
     @contextmanager
     def box(self) -> Iterator[None]:
         """The glass box, and the module's own Python state behind it: whatever runs inside leaves no trace."""
-        with self._light_box(), preserved_state(self._module):
+        with self._light_box(), preserved_state(self._module), self._shared.preserved():
             yield
 
     def _light_box(self) -> AbstractContextManager[None]:
@@ -241,7 +243,7 @@ class Objective:
     def step(self, module: nn.Module, batch: Batch, *, seed: int = 0) -> Tensor | None:
         """The loss of ``batch`` by the user's own step on ``module`` (from :meth:`module_at`), under a fixed seed."""
         seed_everything(self.seed + seed)
-        with self.precision() if self.precision else nullcontext():
+        with self.precision() if self.precision else nullcontext(), self._shared.preserved():
             return self._loss_fn(module, self.placed(batch))
 
     def _chunk_loss(self, module: nn.Module, index: int, batch: Batch) -> Tensor | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from lmc_lightning.core.structure import PLAIN, is_closure, uncompiled, walk
+from lmc_lightning.core.structure import PLAIN, contents_of, is_closure, restore_contents, uncompiled, walk
 
 Mode: TypeAlias = Literal["eval", "train"]
 
@@ -61,7 +61,7 @@ class Shadow:
                 submodule.sparse = False  # sparse gradients have no second derivative
             for hooks in ("_backward_hooks", "_backward_pre_hooks"):  # what they do to gradients is not in the loss
                 submodule.__dict__[hooks] = OrderedDict()
-        self._attach(self._pristine, {})
+        self._attach(self._pristine)
         self._plan = copy_plan(self._pristine)
 
     @property
@@ -82,7 +82,7 @@ class Shadow:
         for name, parameter in self._pristine.named_parameters():
             replaced[id(parameter)] = tensors[name] if name in tensors else parameter.detach().clone()
         module = copy_module(self._pristine, replaced, self._plan)
-        self._attach(module, tensors)
+        self._attach(module)
         for name, value in (buffers or {}).items():
             module.get_buffer(name).copy_(value)
         if mode == "eval":
@@ -94,16 +94,13 @@ class Shadow:
                 submodule.dropout = 0.0
         return module
 
-    def _attach(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Set what a copy lacks: its ties, which a LightningModule drops when it is copied, and scripted parameters."""
+    def _attach(self, module: nn.Module) -> None:
+        """Set the replacements, which a LightningModule in part drops when it is copied."""
         replacements = copy.deepcopy(self._replacements)
-        for prefix, submodule in module.named_modules():
+        for submodule in module.modules():
             # Nested modules of the same kind (a LightningModule inside another) need the same replacements.
             if replacements and all(hasattr(submodule, name) for name in replacements):
                 submodule.__dict__.update(replacements)
-            if isinstance(submodule, torch.jit.ScriptModule):  # copied by rules of its own, which know no memo
-                for name in [n for n, _ in submodule.named_parameters(prefix, recurse=False) if n in tensors]:
-                    submodule._parameters[name.rpartition(".")[2]] = tensors[name]  # type: ignore[assignment]
 
 
 def _full_precision(module: nn.Module) -> torch.dtype | None:
@@ -166,6 +163,11 @@ def _deep_copy(module: nn.Module, closures: Mapping[int, types.FunctionType], me
     fresh = {key: _with_empty_cells(function) for key, function in closures.items()}
     memo = {**memo, **fresh}
     copied = copy.deepcopy(module, memo)
+    for old, new in zip(module.modules(), copied.modules(), strict=True):
+        if isinstance(old, torch.jit.ScriptModule):  # copied by rules of its own, which know no memo and no leaves
+            for name, parameter in old.named_parameters(recurse=False):
+                clone = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                new._parameters[name] = memo.get(id(parameter), clone)  # type: ignore[assignment]
     for key, function in closures.items():
         for cell, own in zip(fresh[key].__closure__ or (), function.__closure__ or (), strict=True):
             if own != types.CellType():  # not a variable that is not bound yet
@@ -229,13 +231,12 @@ def preserved_state(module: nn.Module) -> Iterator[None]:
     attributes = [(m, {k: v for k, v in vars(m).items() if k not in _MODULE_SLOTS}) for m in module.modules()]
     slots = [vars(m)[slot] for m in module.modules() for slot in _MODULE_SLOTS]
     reached = [*slots, *_walk([a for _, a in attributes])]
-    containers = [(v, _content(v)) for v in reached if isinstance(v, list | deque | dict | set)]
+    contents = contents_of(reached)
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
     try:
         yield
     finally:
-        for value, content in containers:
-            _restore(value, content)
+        restore_contents(contents)
         for submodule, saved in attributes:
             for name in [k for k in vars(submodule) if k not in saved and k not in _MODULE_SLOTS]:
                 del submodule.__dict__[name]
@@ -245,23 +246,3 @@ def preserved_state(module: nn.Module) -> Iterator[None]:
                 # Not by version: the kernels of BatchNorm write running statistics without counting it.
                 if not torch.equal(buffer, content):
                     buffer.copy_(content)
-
-
-def _content(container: Any) -> Any:
-    kind = next(kind for kind in (dict, set, list) if kind is list or isinstance(container, kind))
-    return kind(container)
-
-
-def _restore(container: Any, content: Any) -> None:
-    if not _differs(container, content):
-        return
-    container.clear()
-    container.extend(content) if isinstance(content, list) else container.update(content)
-
-
-def _differs(now: Any, before: Any) -> bool:
-    if isinstance(before, set):
-        return bool(now != before)
-    if isinstance(before, dict):
-        return list(now) != list(before) or any(now[k] is not before[k] for k in before)
-    return len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True))

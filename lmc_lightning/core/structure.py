@@ -5,7 +5,7 @@ import functools
 import hashlib
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -71,6 +71,32 @@ def _children(value: object) -> list[object]:
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         return [*value, *attributes]
     return attributes
+
+
+def contents_of(values: Iterable[object]) -> list[tuple[Any, Any]]:
+    """Each list, deque, dict and set among ``values`` with what it holds now."""
+    return [(v, _content(v)) for v in values if isinstance(v, list | deque | dict | set)]
+
+
+def _content(container: Any) -> Any:
+    kind = next(kind for kind in (dict, set, list) if kind is list or isinstance(container, kind))
+    return kind(container)
+
+
+def restore_contents(contents: Iterable[tuple[Any, Any]]) -> None:
+    """Let each container hold again what it held."""
+    for container, content in contents:
+        if _differs(container, content):
+            container.clear()
+            container.extend(content) if isinstance(content, list) else container.update(content)
+
+
+def _differs(now: Any, before: Any) -> bool:
+    if isinstance(before, set):
+        return bool(now != before)
+    if isinstance(before, dict):
+        return list(now) != list(before) or any(now[k] is not before[k] for k in before)
+    return len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True))
 
 
 def tensors_in(root: object) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """What loaders yield: objects, dataclasses, named tuples, ragged lists, endless streams; and what becomes of it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,6 +24,30 @@ def loader_of(collate: Any, *, shuffle: bool = True) -> DataLoader[Any]:
     return DataLoader(TensorDataset(*examples()), batch_size=BATCH_SIZE, shuffle=shuffle, collate_fn=join)
 
 
+class Collates(ZooModule, ABC):
+    """Batches of all splits are what ``collate`` makes of x and y."""
+
+    @abstractmethod
+    def collate(self, x: Tensor, y: Tensor) -> Any: ...
+
+    @abstractmethod
+    def batch_loss(self, batch: Any) -> Tensor: ...
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.batch_loss(batch)
+        self.log("train_loss", loss, batch_size=BATCH_SIZE)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.batch_loss(batch), batch_size=BATCH_SIZE)
+
+    def train_dataloader(self) -> Any:
+        return loader_of(self.collate)
+
+    def val_dataloader(self) -> Any:
+        return loader_of(self.collate, shuffle=False)
+
+
 class Graphs:
     """Several graphs as one: node features, edges, which node is whose. Neither iterable nor sized."""
 
@@ -37,29 +62,21 @@ class Graphs:
         return self
 
 
-class GraphNetwork(ZooModule):
+class GraphNetwork(Collates):
     """Batches are graph objects that cannot be cut or joined."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = mlp(inputs=NUM_FEATURES // 2)
 
-    def training_step(self, batch: Graphs, batch_idx: int) -> Tensor:
+    def collate(self, x: Tensor, y: Tensor) -> Graphs:
+        return Graphs(x, y)
+
+    def batch_loss(self, batch: Graphs) -> Tensor:
         hidden = batch.x.index_add(0, batch.edges[1], batch.x[batch.edges[0]])
         logits = self(hidden)
         pooled = logits.new_zeros(batch.num_graphs, logits.shape[1]).index_add(0, batch.graph, logits)
-        loss = F.cross_entropy(pooled, batch.y)
-        self.log("train_loss", loss, batch_size=batch.num_graphs)
-        return loss
-
-    def validation_step(self, batch: Graphs, batch_idx: int) -> None:
-        self.log("val_loss", self.training_step(batch, batch_idx), batch_size=batch.num_graphs)
-
-    def train_dataloader(self) -> Any:
-        return loader_of(Graphs)
-
-    def val_dataloader(self) -> Any:
-        return loader_of(Graphs, shuffle=False)
+        return F.cross_entropy(pooled, batch.y)
 
 
 @dataclass
@@ -68,14 +85,14 @@ class Pair:
     y: Tensor
 
 
-class DataclassBatch(ZooModule):
+class DataclassBatch(Collates):
     """Batches are dataclasses."""
 
-    def training_step(self, batch: Pair, batch_idx: int) -> Tensor:
-        return self.loss(batch.x, batch.y)
+    def collate(self, x: Tensor, y: Tensor) -> Pair:
+        return Pair(x, y)
 
-    def train_dataloader(self) -> Any:
-        return loader_of(Pair)
+    def batch_loss(self, batch: Pair) -> Tensor:
+        return self.loss(batch.x, batch.y)
 
 
 class Masked(NamedTuple):
@@ -84,80 +101,92 @@ class Masked(NamedTuple):
     mask: Tensor | None
 
 
-class NamedTupleWithNone(ZooModule):
+class NamedTupleWithNone(Collates):
     """Batches are named tuples, one entry of which is None."""
 
-    def training_step(self, batch: Masked, batch_idx: int) -> Tensor:
+    def collate(self, x: Tensor, y: Tensor) -> Masked:
+        return Masked(x, y, None)
+
+    def batch_loss(self, batch: Masked) -> Tensor:
         assert batch.mask is None
         return self.loss(batch.x, batch.y)
 
-    def train_dataloader(self) -> Any:
-        return loader_of(lambda x, y: Masked(x, y, None))
 
-
-class TableBatch(ZooModule):
+class TableBatch(Collates):
     """Batches hold a pandas index, a name and numbers beside the tensors."""
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def collate(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+        return {"index": pd.RangeIndex(len(x)), "x": x, "y": y, "fold": "a", "scale": 2.0}
+
+    def batch_loss(self, batch: dict[str, Any]) -> Tensor:
         assert list(batch["index"]) == list(range(BATCH_SIZE))
         return self.loss(batch["x"], batch["y"]) * batch["scale"]
 
-    def train_dataloader(self) -> Any:
-        return loader_of(lambda x, y: {"index": pd.RangeIndex(len(x)), "x": x, "y": y, "fold": "a", "scale": 2.0})
 
-
-class RaggedBatch(ZooModule):
+class RaggedBatch(Collates):
     """Batches are lists of sequences of different lengths."""
 
-    def training_step(self, batch: list[tuple[Tensor, Tensor]], batch_idx: int) -> Tensor:
+    def collate(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(row.expand(1 + int(target), -1).clone(), target) for row, target in zip(x, y, strict=True)]
+
+    def batch_loss(self, batch: list[tuple[Tensor, Tensor]]) -> Tensor:
         logits = torch.stack([self(sequence).mean(0) for sequence, _ in batch])
         return F.cross_entropy(logits, torch.stack([y for _, y in batch]))
 
-    def train_dataloader(self) -> Any:
-        return loader_of(lambda x, y: [(row.expand(1 + int(t), -1).clone(), t) for row, t in zip(x, y, strict=True)])
 
-
-class ConsumesItsBatch(ZooModule):
+class ConsumesItsBatch(Collates):
     """The step pops entries from its batch and scales tensors in place."""
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def collate(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"x": x, "y": y}
+
+    def batch_loss(self, batch: dict[str, Tensor]) -> Tensor:
         y = batch.pop("y")
         return self.loss(batch["x"].mul_(0.5), y)
 
-    def train_dataloader(self) -> Any:
-        return loader_of(lambda x, y: {"x": x, "y": y})
 
-
-class OverwritesTargets(ZooModule):
+class OverwritesTargets(Collates):
     """The step replaces the targets by its predictions once the loss is taken."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = mlp(outputs=NUM_FEATURES)
 
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+    def collate(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        return [x, x.flip(1)]
+
+    def batch_loss(self, batch: list[Tensor]) -> Tensor:
         prediction = self(batch[0])
         loss = (prediction - batch[1]).square().mean()
         batch[1] = prediction.detach()
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        pass
 
-    def train_dataloader(self) -> Any:
-        return loader_of(lambda x, y: [x, x.flip(1)])
-
-
-class AddsToItsBatch(ZooModule):
+class AddsToItsBatch(Collates):
     """The forward adds keys to the batch that carry a graph."""
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def collate(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"x": x, "y": y}
+
+    def batch_loss(self, batch: dict[str, Tensor]) -> Tensor:
         batch["hidden"] = self.net[:2](batch["x"])  # type: ignore[index]
         batch["logits"] = self.net[2](batch["hidden"])  # type: ignore[index]
         return F.cross_entropy(batch["logits"], batch["y"])
 
-    def train_dataloader(self) -> Any:
-        return loader_of(lambda x, y: {"x": x, "y": y})
+
+class PackedSequences(Collates):
+    """Batches are packed sequences, whose tensors have no common example axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.GRU(NUM_FEATURES // 3, 4)
+
+    def collate(self, x: Tensor, y: Tensor) -> Any:
+        steps = x.reshape(len(x), 3, -1).transpose(0, 1)
+        return nn.utils.rnn.pack_padded_sequence(steps, y + 1, enforce_sorted=False)
+
+    def batch_loss(self, batch: Any) -> Tensor:
+        return self.net(batch)[1].square().mean()
 
 
 class EditsBatches(Callback):
@@ -221,7 +250,7 @@ class NoDataLoader(ZooModule):
 
 
 class SeveralLoaders(ZooModule):
-    """Two training loaders of different length at once, and two validation loaders."""
+    """Two training loaders of different length at once, and validation batches of another form."""
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         return self.loss(*batch["labelled"]) + 0.1 * self(batch["unlabelled"][0]).square().mean()
@@ -235,24 +264,3 @@ class SeveralLoaders(ZooModule):
 
     def val_dataloader(self) -> Any:
         return [super().val_dataloader(), super().val_dataloader()]
-
-
-class PackedSequences(ZooModule):
-    """The batch is a packed sequence, whose tensors have no common example axis."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.GRU(NUM_FEATURES // 3, 4)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.net(batch)[1].square().mean()
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        pass
-
-    def train_dataloader(self) -> Any:
-        def pack(x: Tensor, y: Tensor) -> Any:
-            rows = x.reshape(len(x), 3, -1).transpose(0, 1)
-            return nn.utils.rnn.pack_padded_sequence(rows, y + 1, enforce_sorted=False)
-
-        return loader_of(pack)

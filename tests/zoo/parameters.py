@@ -101,12 +101,11 @@ class ConfiguresItsModel(ZooModule):
 
 
 class SparseEmbedding(ZooModule):
-    """An embedding with sparse gradients under its own optimizer."""
+    """An embedding with sparse gradients."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(4, NUM_FEATURES, sparse=True)
-        self.automatic_optimization = True
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(self(x + self.embedding((x[:, 0] > 0).long())), y)
@@ -258,7 +257,6 @@ class FakeQuantised(ZooModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.observer = torch.nn.Identity()
         self.register_buffer("scale", torch.tensor(0.05))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ import tempfile
 import threading
 from collections import defaultdict, deque
 from functools import partial
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -134,6 +136,91 @@ class DrawsInItsStep(ZooModule):
         mean = self(batch[0][start:])
         latent = mean + 0.1 * torch.randn_like(mean)
         return F.cross_entropy(latent, batch[1][start:]) * (1 + random.random())
+
+
+NOISE = np.random.default_rng(4), torch.Generator().manual_seed(4), random.Random(4)
+LEGACY_NOISE = np.random.RandomState(4)
+
+
+class DrawsFromGlobalGenerators(ZooModule):
+    """Noise from generator objects of the file."""
+
+    expected = Expected(unlike_run=RANDOM)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        scale = 1 + 0.1 * (NOISE[0].normal() + NOISE[2].random() + LEGACY_NOISE.normal())
+        return self.loss(scale * batch[0] + 0.1 * torch.randn(len(batch[0]), 1, generator=NOISE[1]), batch[1])
+
+    def on_fit_start(self) -> None:
+        NOISE[0].bit_generator.state = np.random.PCG64(4).state
+        NOISE[1].manual_seed(4)
+        NOISE[2].seed(4)
+        LEGACY_NOISE.seed(4)
+
+
+class KeepsStateOnItsClass(ZooModule):
+    """A counter and a cache of masks that all instances share."""
+
+    expected = Expected(unlike_run="what the class has counted by the time that the visit is made")
+
+    num_calls = 0
+    masks: ClassVar[dict[int, Tensor]] = {}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        KeepsStateOnItsClass.num_calls += 1
+        if len(x) not in self.masks:
+            self.masks[len(x)] = (torch.arange(len(x), dtype=x.dtype) + 1)[:, None] / len(x)
+        return self.loss(x * self.masks[len(x)], y) * (1 + 0.01 * self.num_calls)
+
+    def on_fit_start(self) -> None:
+        KeepsStateOnItsClass.num_calls = 0
+        self.masks.clear()
+
+
+class ForwardsAttributes(nn.Module):
+    """A wrapper that looks up at its network what it does not have."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+class WrapsItsLayers(ZooModule):
+    """A layer is wrapped by one that forwards attributes, and read through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0] = ForwardsAttributes(self.net[0])  # type: ignore[index]
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self(x), y) + 0.01 * self.net[0].weight.square().sum()  # type: ignore[index]
+
+
+def inverse(epoch: int) -> float:
+    return 1 / (1 + epoch)
+
+
+class SavesHyperparameters(ZooModule):
+    """Hyper-parameters of any kind, which the step reads: functions, a nested namespace, a path."""
+
+    def __init__(self, activation: Any = torch.tanh, schedule: Any = inverse) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.save_hyperparameters({"nested": SimpleNamespace(scale=2.0, path=Path("data"))})
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        weight = self.hparams.schedule(self.current_epoch) * self.hparams.nested.scale
+        return self.loss(self.hparams.activation(batch[0]), batch[1]) * weight
 
 
 class HoldsResources(ZooModule):

@@ -1,6 +1,7 @@
 """Every module of the zoo trains bit-identically beside a measuring callback, and is measured truly or refused."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,13 @@ def visited_steps(run: Run) -> list[int]:
     """The points of ``every_n_train_steps=2``: 0, 2, … of the batches after which an optimizer had stepped."""
     changes = sum(b != a for a, b in zip([0, *run.witness.steps], run.witness.steps, strict=False))
     return list(range(0, 1 + changes, 2))
+
+
+def test_the_documentation_has_a_line_for_each() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
+    summaries = [(cls.__doc__ or "").strip().splitlines()[0] for cls in ZOO]
+    assert [s for s in summaries if f"| {s} |" not in lines] == []
+    assert len(set(summaries)) == len(ZOO)
 
 
 @pytest.mark.parametrize("cls", inhabitants(is_measured))
