@@ -25,6 +25,7 @@ from tests.zoo import ZOO
 from tests.zoo.batches import GraphNetwork
 from tests.zoo.configurations import CONFIGURATIONS, Augmented, Configuration, shuffled
 from tests.zoo.controls import NAIVE, CopiesAndForksTheGenerator
+from tests.zoo.fingerprint import sha256
 from tests.zoo.harness import Run, Setting, train
 from tests.zoo.layers import BatchNormAndDropout
 from tests.zoo.module import ZooModule, mlp
@@ -85,10 +86,17 @@ def test_training_is_bit_identical(cls: type[Callback], module: type[ZooModule])
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*failed and training goes on:UserWarning")  # as the zoo's own tests say
+@pytest.mark.filterwarnings("ignore:CheckpointBranching. .* failed:UserWarning")
+@pytest.mark.filterwarnings("ignore:HessianSpectrum, self-check:UserWarning")
 @of_each(CALLBACKS)
 @pytest.mark.parametrize("module", [pytest.param(m, id=m.__name__, marks=marks_of(m.expected)) for m in ZOO])
 def test_training_is_bit_identical_beside_every_module(cls: type[Callback], module: type[ZooModule]) -> None:
     options = {**options_of(module), "on_error": "record"}
+    if module.expected.compiled and cls is lmc_lightning.CheckpointBranching:
+        with pytest.raises(ValueError, match=r"cannot copy torch\.compile\(module\)"):
+            train(setting_of(module), [make(cls)])
+        return
     assert_neutral(setting_of(module), lambda: [make(cls, every_n_train_steps=2, **options)])
 
 
@@ -132,6 +140,21 @@ def test_the_gate_catches_callbacks_as_they_are_commonly_written(cls: type[Callb
     for last in (False, True):
         assert {"weights", "every hook"} <= set(train(setting, [cls()], last=last).differs_from(alone))
     assert train(setting).differs_from(alone) == []
+
+
+@of_each(CALLBACKS)
+def test_checkpoints_are_the_same_but_for_the_state_of_the_callback(cls: type[Callback]) -> None:
+    def saved(ours: list[Callback]) -> dict[str, str]:
+        setting = Setting(BatchNormAndDropout, others=lambda: [ModelCheckpoint("root/saved", save_last=True)])
+        train(setting, ours, enable_checkpointing=True)
+        content = torch.load("root/saved/last.ckpt", weights_only=True)
+        for callback in ours:
+            del content["callbacks"][callback.state_key]
+        for state in content["callbacks"].values():
+            state.pop("last_model_path", None)
+        return {name: sha256(value) for name, value in content.items()}
+
+    assert saved([make(cls)]) == saved([])
 
 
 # -- when, and under which names ---------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import nn
 
 from lmc_lightning.callbacks.agenda import Agenda
 from lmc_lightning.callbacks.bridge import StepBatch, collective_of, objective_of, trainer_view
-from lmc_lightning.callbacks.guards import check_choice, check_module, check_trainer
+from lmc_lightning.callbacks.guards import check_choice, check_module, check_names, check_trainer
 from lmc_lightning.callbacks.memory import retried_in_small_chunks
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split
 from lmc_lightning.callbacks.probes import Probes
@@ -92,7 +92,8 @@ class MeasurementCallback(Callback, ABC):
             raise ValueError(f"Expected num_examples to be at least 1 or None (the whole split), got {num_examples}.")
         self.parameters, self.batch_weight, self.loss_fn = parameters, batch_weight, loss_fn
         self.num_examples, self.mode, self.match_precision, self.seed = num_examples, mode, match_precision, seed
-        self.expose, self.on_error, self.name, self.seconds = expose, on_error, name, 0.0
+        self.expose, self.on_error, self.name = expose, on_error, name
+        self.seconds = 0.0
         self._recorder = Recorder(self.kind if name is None else f"{self.kind}_{slug(name)}")
         self._probes = Probes(self.splits, num_examples, probe_dataloader, seed)
         self._agenda = Agenda()
@@ -126,6 +127,7 @@ class MeasurementCallback(Callback, ABC):
             return
         self._step, self._agenda = 0, Agenda()
         check_trainer(trainer)
+        check_names(trainer.callbacks, self)
         check_module(pl_module, loss_fn=self.loss_fn, captures=self._probes.captures(trainer))
         directory = Path(trainer.log_dir or trainer.default_root_dir) / "lmc"  # a broadcast: every rank asks
         self._recorder.directory = directory if trainer.is_global_zero and not trainer.fast_dev_run else None
@@ -136,9 +138,7 @@ class MeasurementCallback(Callback, ABC):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Visit the start, or what a resumed run has left open."""
         self._last_global_step = trainer.global_step
-        if trainer.global_step == 0:
-            self._step = 0
-        elif not self._step:
+        if trainer.global_step == 0 or not self._step:
             self._step = trainer.global_step
         self._recorder.drop_after(self._step)
         collective_of(trainer, interruptible=False).agree(lambda: self._probes.start(trainer, pl_module))
@@ -212,13 +212,12 @@ class MeasurementCallback(Callback, ABC):
         """Take up a resumed run: what its file has beyond the checkpoint, and the visits that it left open."""
         earlier = self._recorder.read(self._step) if trainer.is_global_zero else []
         self._recorder.add_missing(trainer.strategy.broadcast(earlier))
-        made = {r.step for r in self.results if r.status != "failed"}
         left_open, self._agenda = self._agenda.open, Agenda()
         for step, epoch in left_open:
             if step == self._step:
                 self._recorder.drop_failures(step)
                 self._request(trainer, pl_module, epoch)
-            elif step < self._step and step not in made:
+            elif step < self._step and step not in self._recorder.steps:
                 self._fail("The run was interrupted before this visit was made.", step, epoch)
 
     def _request(self, trainer: Any, pl_module: Any, epoch: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +62,13 @@ def optimizer_view(optimizer: Any) -> ReadOnly:
     return ReadOnly(optimizer, param_groups=[dict(group) for group in optimizer.param_groups])
 
 
+def scheduler_view(scheduler: Any) -> ReadOnly:
+    """A scheduler as a step on a shadow sees it: at the position it has now."""
+    rates = getattr(scheduler, "_last_lr", None)
+    known: dict[str, Any] = {} if rates is None else {"get_last_lr": partial(list, rates)}
+    return ReadOnly(scheduler, last_epoch=getattr(scheduler, "last_epoch", None), **known)
+
+
 def trainer_view(trainer: Any) -> ReadOnly:
     """The trainer as a step on a shadow sees it: readable, with silent loggers, and at the position it has now."""
     silent = [DummyLogger() for _ in trainer.loggers]
@@ -69,6 +77,7 @@ def trainer_view(trainer: Any) -> ReadOnly:
         logger=silent[0] if silent else None,
         loggers=silent,
         optimizers=[optimizer_view(o) for o in trainer.optimizers],
+        lr_scheduler_configs=[ReadOnly(c, scheduler=scheduler_view(c.scheduler)) for c in trainer.lr_scheduler_configs],
         global_step=trainer.global_step,
         current_epoch=trainer.current_epoch,
     )
@@ -138,7 +147,7 @@ def replacements(pl_module: nn.Module, trainer: Any | None, recorder: LogRecorde
         silent["all_gather"] = _refuse_gather
     if trainer is not None:
         silent["optimizers"] = _Views(lambda: [optimizer_view(o) for o in trainer.optimizers])
-        silent["lr_schedulers"] = _Views(lambda: [ReadOnly(c.scheduler) for c in trainer.lr_scheduler_configs])
+        silent["lr_schedulers"] = _Views(lambda: [c.scheduler for c in trainer.lr_scheduler_configs])
     return silent
 
 

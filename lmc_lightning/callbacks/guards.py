@@ -1,9 +1,11 @@
 """What cannot be measured is refused before the first step, with the way out in the message."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from lmc_lightning.recording import slug
 from lmc_lightning.types import LossFn
 
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
@@ -22,6 +24,24 @@ def check_trainer(trainer: Any) -> None:
             f"{name} shards the parameters, so no process can differentiate the loss twice. Save a consolidated "
             f"checkpoint and measure it afterwards: lmc_lightning.measure(module, dataloader, [callback])."
         )
+
+
+def check_names(callbacks: Sequence[Any], own: Any) -> None:
+    """Refuse a second callback that would log under the keys of ``own`` and write its file.
+
+    Raises:
+        ValueError: naming the argument that tells them apart.
+    """
+    for other in callbacks:
+        if other is not own and getattr(other, "kind", None) == own.kind and _file(other) == _file(own):
+            raise ValueError(
+                f"Two callbacks log under {own.key('…')!r}: {type(own).__name__} and {type(other).__name__}. "
+                f"Give one of them another name=, which its keys and its file will carry."
+            )
+
+
+def _file(callback: Any) -> str:
+    return slug(callback.name or "")
 
 
 def check_module(pl_module: Any, *, loss_fn: LossFn | None, captures: bool) -> None:
