@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -210,18 +211,26 @@ def test_a_file_is_never_seen_half_written(tmp_path: Path) -> None:
     assert path.read_bytes() in (b"a" * size, b"b" * size)
 
 
-class Failing(deaths.Net):
-    """Raises on a shadow, at the n-th evaluation after the weapon was loaded."""
+@dataclass
+class Trigger:
+    """How many evaluations there are before an error; kept where no measurement puts it back."""
 
-    countdown = 0
+    countdown: int = 0
     error: type[BaseException] = ValueError
+
+
+TRIGGER = Trigger()
+
+
+class Failing(deaths.Net):
+    """Raises when it is run by a measurement, at the evaluation that the trigger says."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        if Failing.countdown and not isinstance(self.trainer, pl.Trainer):
-            Failing.countdown -= 1
-            if not Failing.countdown:
-                raise Failing.error("shot")
+        if TRIGGER.countdown and not isinstance(self.trainer, pl.Trainer):
+            TRIGGER.countdown -= 1
+            if not TRIGGER.countdown:
+                raise TRIGGER.error("shot")
         return loss
 
 
@@ -230,10 +239,10 @@ class Loads(pl.Callback):
 
     def __init__(self, countdowns: dict[int, int], error: type[BaseException]) -> None:
         self.countdowns, self.before = countdowns, ""
-        Failing.error = error
+        TRIGGER.error = error
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        Failing.countdown = self.countdowns.get(trainer.current_epoch + 1, 0)
+        TRIGGER.countdown = self.countdowns.get(trainer.current_epoch + 1, 0)
         self.before = fingerprint(trainer)
 
 

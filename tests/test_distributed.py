@@ -1,19 +1,47 @@
 """Two processes measure what one would on all their examples; what fails on one is recorded on both."""
 
+import json
 import math
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import strategies
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from lmc_lightning import Sharpness, measure
+import lmc_lightning
+from lmc_lightning import (
+    CheckpointBranching,
+    HessianSpectrum,
+    InterpolationBarrier,
+    MeasurementCallback,
+    Sharpness,
+    measure,
+)
+from lmc_lightning.callbacks.guards import check_trainer
+from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.objective import Objective
+from lmc_lightning.core.structure import digest
 from lmc_lightning.landscape.paths import endpoint_of, linear_path, loss_profiles
-from tests.scripts import distributed
-from tests.scripts.processes import pair
+from tests.scripts import ddp_script, deaths, distributed
+from tests.scripts.processes import PATIENCE, free_port, pair
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:More than half of the captured train probe examples:UserWarning"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`:UserWarning"),
+]
 
 
 def captured(folder: Path, split: str = "train") -> list[Any]:
@@ -91,8 +119,6 @@ def test_in_single_precision_too(tmp_path: Path) -> None:
 def test_the_probe_set_of_a_run_has_one_digest(unions: tuple[Path, list[Any]]) -> None:
     """A set that every process reads whole is named as it is in one process."""
     folder, both = unions
-    from lmc_lightning.core.structure import digest
-
     for source in ("datamodule", "probe_dataloader"):
         inputs, labels = batches_of(source, folder, torch.float64)[0]
         sizes = [75] if source == "datamodule" else [32, 32, 11]
@@ -127,8 +153,15 @@ def test_batch_norm_statistics_are_those_of_both_processes(tmp_path: Path) -> No
             torch.testing.assert_close(curve, profile.losses, rtol=1e-9, atol=0)
         # What validation logs is averaged over both processes' examples.
         torch.testing.assert_close(
-            process["curves"]["barrier/val_loss/initial"], profiles["val"].losses, rtol=1e-6, atol=0
+            process["curves"]["barrier/logged/initial"], profiles["val"].losses, rtol=1e-9, atol=0
         )
+
+
+def test_batch_norm_layers_that_one_process_skips_take_the_statistics_of_the_other(tmp_path: Path) -> None:
+    alone = distributed.detour_statistics((0, 1), Collective())
+    for process in pair(distributed.detour, folder=tmp_path):
+        torch.testing.assert_close(process, alone, rtol=1e-12, atol=0)
+        assert torch.equal(process["never.running_mean"], torch.zeros(6, dtype=torch.float64))
 
 
 def test_visits_wait_until_every_process_has_its_probe_set(tmp_path: Path) -> None:
@@ -172,3 +205,100 @@ def test_an_objective_refuses_sharded_parameters(tmp_path: Path) -> None:
     for answer in pair(distributed.sharded, folder=tmp_path):
         assert answer.startswith("Parameter net.0.weight is a DTensor, spread over processes")
         assert "Load a consolidated checkpoint" in answer
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"])
+def test_sharded_strategies_are_refused(name: str) -> None:
+    """Unmade, since two of them need a GPU or a package."""
+    kind = getattr(strategies, name)
+    strategy = kind.__new__(kind)
+    with pytest.raises(RuntimeError, match=f"{name} shards the parameters, .* Save a consolidated checkpoint"):
+        check_trainer(SimpleNamespace(strategy=strategy))
+
+
+def test_a_step_that_gathers_is_refused_and_waits_for_nobody(tmp_path: Path) -> None:
+    zero, one = pair(distributed.gathering, folder=tmp_path)
+    own = "The step gathers from other processes"
+    assert zero[0].startswith(f"RuntimeError: {own}")
+    assert one[0].startswith(f"RuntimeError: {own}")
+
+
+def test_exposed_numbers_stop_both_processes(tmp_path: Path) -> None:
+    for process in pair(distributed.monitored, folder=tmp_path):
+        last = process["records"][-1]
+        assert (last["name"], last["step"]) == ("sharpness/gradient_norm", 30)
+        assert process["value"] == pytest.approx(last["value"], rel=1e-7)
+        assert process["epochs"] == 3
+
+
+def test_a_resumed_run_measures_on_the_examples_of_both_processes(tmp_path: Path) -> None:
+    for process in pair(distributed.resumed, folder=tmp_path):
+        assert process["whole"] == process["pieces"]
+        assert {r["step"] for r in process["whole"]} == {0, 10, 20}
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_processes_that_lightning_spawns(start_method: Any, tmp_path: Path) -> None:
+    """Callbacks travel by pickle, and results come back by file."""
+    ours = distributed.callbacks(num_examples=100, epochs=[0, 1])
+    strategy = DDPStrategy(start_method=start_method, process_group_backend="gloo", timeout=timedelta(seconds=30))
+    with mock.patch.dict(os.environ):
+        trainer = distributed.make_trainer(ours, strategy=strategy, root=tmp_path, max_epochs=1)
+        trainer.fit(distributed.seeded())
+    assert not ours[0].results
+    tables = {p.name: p.read_text().splitlines() for p in tmp_path.rglob("*.jsonl")}
+    assert tables.keys() == {"hessian.jsonl", "sharpness.jsonl"}
+    for lines in tables.values():
+        rows = [json.loads(line) for line in lines]
+        assert {row["step"] for row in rows} == {0, 10}
+        assert {(row["status"], row["evidence"]["num_examples"]) for row in rows} == {("ok", 100)}
+        assert len({(row["step"], row["name"]) for row in rows}) == len(rows)
+
+
+def assert_interrupted_at_step_5(root: Path) -> None:
+    (path,) = root.rglob("slow.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["status"]) for row in rows] == [(2, "ok"), (5, "failed")]
+    assert rows[1]["evidence"]["reason"] == "A process was asked to end during the measurement."
+    saved = torch.load(root / "root" / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    assert [state["open"] for key, state in saved.items() if key.startswith("Terminated")] == [[[5, 0]]]
+
+
+def test_a_script_that_lightning_launches_and_a_scheduler_terminates(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
+    script = [sys.executable, str(root / "tests" / "scripts" / "ddp_script.py")]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr  # Lightning ends a terminated run with SystemExit
+    assert done.stderr.count("Received SIGTERM") == 2
+    assert_interrupted_at_step_5(tmp_path)
+
+
+def test_two_processes_that_are_both_terminated_while_they_compute_end_together(tmp_path: Path) -> None:
+    """Inside a collective call, Lightning's own handler would wait until the time-out of the group."""
+    assert pair(ddp_script.main, folder=tmp_path, returns=False) == [0, 0]
+    assert_interrupted_at_step_5(tmp_path)
+
+
+MAKE: dict[str, Callable[[], pl.Callback]] = {
+    "CheckpointBranching": lambda: CheckpointBranching(epochs=[0]),
+    "HessianSpectrum": lambda: HessianSpectrum(num_examples=20, num_probes=2, num_steps=2),
+    "InterpolationBarrier": lambda: InterpolationBarrier(reference="initial", num_points=3, num_examples=20),
+    "Sharpness": lambda: Sharpness(num_examples=20),
+}
+
+
+@pytest.mark.filterwarnings("ignore:CheckpointBranching. k1_000_child_0 failed, SharedNoiseError:UserWarning")
+def test_every_callback_pickles_before_and_after_a_run() -> None:
+    exported = {name: getattr(lmc_lightning, name) for name in lmc_lightning.__all__}
+    kinds = {n for n, k in exported.items() if isinstance(k, type) and issubclass(k, pl.Callback)}
+    assert kinds - {"MeasurementCallback"} == MAKE.keys()
+    for name, make in MAKE.items():
+        callback = pickle.loads(pickle.dumps(make()))
+        deaths.fit(name, [callback], max_epochs=1)
+        again = pickle.loads(pickle.dumps(callback))
+        if isinstance(callback, MeasurementCallback):
+            assert callback.results
+            assert again.results == callback.results
+            assert again.state_dict()["probes"] == callback.state_dict()["probes"]
+        deaths.fit(f"{name}_again", [again], max_epochs=1)

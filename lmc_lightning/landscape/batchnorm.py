@@ -1,7 +1,7 @@
 """Running statistics of BatchNorm at a given θ, estimated anew from training batches."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -55,8 +55,9 @@ def running_statistics(
         pools = {name: _Pool.of(layer) for name, layer in _tracking(module) if name not in frozen}
         objective.collective.agree(lambda: _run(objective, module))
     for name, pool in pools.items():
-        if pool.counts:
-            mean, variance = pool.statistics(objective.collective)
+        found = pool.statistics(objective.collective)
+        if found is not None:
+            mean, variance = found
             given[f"{name}running_mean"] = mean.to(given[f"{name}running_mean"])
             given[f"{name}running_var"] = variance.to(given[f"{name}running_var"])
     return given
@@ -78,14 +79,15 @@ def _tracking(module: nn.Module) -> Iterator[tuple[str, Any]]:
 class _Pool:
     """Statistics of the batches that a layer has seen: values a channel, means and unbiased variances ``(C,)``."""
 
-    counts: list[int] = field(default_factory=list)
-    means: list[Tensor] = field(default_factory=list)
-    variances: list[Tensor] = field(default_factory=list)
+    counts: list[int]
+    means: list[Tensor]
+    variances: list[Tensor]
 
     @classmethod
     def of(cls, layer: Any) -> "_Pool":
         """A pool filled by ``layer`` each time it runs; at momentum 1 its buffers are the batch's own statistics."""
-        pool = cls()
+        nothing = torch.zeros_like(layer.running_mean, dtype=torch.float64)
+        pool = cls([0], [nothing], [nothing])
         layer.train()
         layer.momentum = 1.0
         layer.running_mean.zero_()  # 0 · NaN would stay
@@ -103,11 +105,13 @@ class _Pool:
         self.means.append(layer.running_mean.to(torch.float64, copy=True))
         self.variances.append(layer.running_var.to(torch.float64, copy=True))
 
-    def statistics(self, collective: Collective) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance of all values of all processes, ``(C,)`` each, in float64."""
+    def statistics(self, collective: Collective) -> tuple[Tensor, Tensor] | None:
+        """Mean and unbiased variance of all values of all processes, ``(C,)`` each, in float64, if there are any."""
         means = torch.stack(self.means)
         counts = means.new_tensor(self.counts).unsqueeze(1)
         total = collective.total(counts.sum)
+        if total == 0:
+            return None
         mean = collective.total(lambda: (counts * means).sum(0)) / total
         # Within and between batches: the same sum as E[x²] − mean², without its cancellation.
         squares = (counts - 1) * torch.stack(self.variances) + counts * (means - mean).square()

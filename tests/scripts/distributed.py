@@ -1,6 +1,7 @@
 """What each of two processes does in the tests of distributed runs."""
 
 import random
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -16,6 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lmc_lightning import CheckpointBranching, HessianSpectrum, InterpolationBarrier, MeasurementCallback, Sharpness
 from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.core.collective import Collective, ProcessGroup
+from lmc_lightning.core.glassbox import seed_everything
+from lmc_lightning.core.objective import Objective
+from lmc_lightning.landscape.batchnorm import running_statistics
 from lmc_lightning.recording import Measurement, Quantity
 from tests.zoo.fingerprint import sha256
 
@@ -44,7 +51,7 @@ class Net(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", F.cross_entropy(self.net(batch[0]), batch[1]), sync_dist=True)
+        self.log("logged", F.cross_entropy(self.net(batch[0]), batch[1]), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
@@ -83,7 +90,7 @@ def callbacks(*, density: bool = False, **common: Any) -> list[MeasurementCallba
     return [spectrum, Sharpness(num_samples=2, **common)]
 
 
-def make_trainer(rank: int, ours: list[Any], **options: Any) -> pl.Trainer:
+def make_trainer(ours: list[Any], **options: Any) -> pl.Trainer:
     root = Path(options.pop("root", "root"))
     defaults: dict[str, Any] = {
         "max_epochs": 2,
@@ -104,11 +111,13 @@ def make_trainer(rank: int, ours: list[Any], **options: Any) -> pl.Trainer:
     )
 
 
-def fit(rank: int, module: Any, ours: list[Any], datamodule: Any = None, **options: Any) -> pl.Trainer:
+def fit(
+    rank: int, module: Any, ours: list[Any], datamodule: Any = None, ckpt_path: str | None = None, **options: Any
+) -> pl.Trainer:
     """A run on both processes from the weights that the parent can make too."""
-    trainer = make_trainer(rank, ours, **options)
-    pl.seed_everything(11 + rank, workers=True, verbose=False)
-    trainer.fit(module, datamodule=datamodule)
+    trainer = make_trainer(ours, **options)
+    seed_everything(11 + rank)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -125,9 +134,10 @@ def fingerprint(trainer: Any, module: Any) -> str:
 
 
 def plain(ours: list[MeasurementCallback]) -> list[dict[str, Any]]:
-    """All records, without what depends on the machine."""
+    """All records, without what depends on the machine or on where a fit began."""
     table = [vars(record) for callback in ours for record in callback.results]
-    return [{**row, "evidence": {k: v for k, v in row["evidence"].items() if k != "seconds"}} for row in table]
+    own = ("seconds", "self_check")
+    return [{**row, "evidence": {k: v for k, v in row["evidence"].items() if k not in own}} for row in table]
 
 
 # -- what the processes do -------------------------------------------------------------------------------------------
@@ -172,11 +182,37 @@ def batch_norm(rank: int) -> dict[str, Any]:
     """A barrier whose BatchNorm statistics are recomputed from both processes' examples."""
     module = seeded(NetWithValidation, batch_norm=True)
     ours = InterpolationBarrier(
-        reference="initial", num_points=5, num_examples=440, epochs=[2], metrics={"val_loss": "min"}
+        reference="initial", num_points=5, num_examples=440, epochs=[2], metrics={"logged": "min"}
     )
     fit(rank, module, [ours], precision="64-true")
     curves = {key: result.values for (key, _), result in ours.barriers.items()}
     return {"curves": curves, "failures": ours.failures, "end": module.state_dict()}
+
+
+class Detour(nn.Module):
+    """Has a layer that only flagged batches reach, and one that none does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.flagged, self.never = (nn.BatchNorm1d(6) for _ in range(3))
+
+    def forward(self, inputs: Tensor, flag: Tensor) -> Tensor:
+        hidden = self.always(inputs)
+        return (self.flagged(2 * hidden + 1) if flag else hidden).square().mean()
+
+
+def detour_statistics(processes: tuple[int, ...], collective: Collective) -> dict[str, Tensor]:
+    """Statistics of the batches of some processes, of which only process 0 has flagged ones."""
+    batches = [(examples(BATCH_SIZES[p], seed=p + b)[0], torch.tensor(p == 0)) for p in processes for b in range(2)]
+    options: dict[str, Any] = {"mode": "train", "keep_batches": True, "dtype": torch.float64, "collective": collective}
+    objective = Objective(Detour(), batches, lambda module, batch: module(*batch), **options)
+    return running_statistics(objective, objective.theta())
+
+
+def detour(rank: int) -> dict[str, Tensor]:
+    """BatchNorm layers that not every process runs."""
+    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+    return detour_statistics((rank,), ProcessGroup(torch.device("cpu")))
 
 
 def uneven_capture(rank: int) -> dict[str, Any]:
@@ -252,6 +288,54 @@ def refused(rank: int) -> dict[str, str]:
     return {name: outcome(rank, callback, options) for name, (callback, options) in runs.items()}
 
 
+class Gathering(Net):
+    """Contrasts its examples with those of the other process."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        everywhere = self.all_gather(self.net(batch[0]).mean(0), sync_grads=True)
+        return super().training_step(batch, batch_idx) + everywhere.square().mean()
+
+
+def gathering(rank: int) -> list[str]:
+    """A step that would wait for the other process, which may have fewer chunks."""
+    ours = Sharpness(num_samples=2, num_examples=440, epochs=[1])
+    fit(rank, seeded(Gathering), [ours], max_epochs=1)
+    return [r.evidence["reason"] for r in ours.failures]
+
+
+def monitored(rank: int) -> dict[str, Any]:
+    """Early stopping by a number that the callback exposes."""
+    ours = Sharpness(num_samples=2, num_examples=100, epochs=[1, 3], expose=True)
+    stop = EarlyStopping("sharpness/gradient_norm", patience=2, min_delta=100.0, check_on_train_epoch_end=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*sync_dist.*")
+        trainer = fit(rank, seeded(), [ours, stop], max_epochs=9)
+    value = float(trainer.callback_metrics["sharpness/gradient_norm"])
+    return {"value": value, "records": plain([ours]), "epochs": trainer.current_epoch}
+
+
+def resumed(rank: int) -> dict[str, Any]:
+    """A run in one piece, and one that is resumed after its first epoch, on captured examples."""
+    tables = {}
+    for root, ends in (("whole", [2]), ("pieces", [1, 2])):
+        for end in ends:
+            ours = callbacks(num_examples=100)
+            checkpoint = ModelCheckpoint(f"{root}/checkpoints", save_last=True)
+            path = f"{root}/checkpoints/last.ckpt" if end > ends[0] else None
+            options = {"root": root, "max_epochs": end, "enable_checkpointing": True}
+            fit(rank, seeded(Ordered), [*ours, checkpoint], ckpt_path=path, **options)
+            tables[root] = plain(ours)
+    return tables
+
+
+class Ordered(Net):
+    """Needs no random stream, which Lightning does not restore."""
+
+    def train_dataloader(self) -> Any:
+        size = BATCH_SIZES[self.global_rank]
+        return DataLoader(TensorDataset(*examples(NUM_BATCHES * size, seed=self.global_rank)), batch_size=size)
+
+
 class Broken:
     """A loader that fails on process 1."""
 
@@ -287,8 +371,6 @@ class ShardedNet(Net):
 def sharded(rank: int) -> str:
     """A run with sharded parameters, which no objective takes without a word."""
     from lightning.pytorch.strategies import ModelParallelStrategy
-
-    from lmc_lightning.core.objective import Objective
 
     module = seeded(ShardedNet)
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)

@@ -95,11 +95,11 @@ def start_pair(function: Callable[..., Any], *arguments: Any, folder: Path) -> l
     return [start(function, rank, *arguments, folder=folder, environment=environments[rank]) for rank in range(2)]
 
 
-def pair(function: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
-    """What ``function(rank, *arguments)`` returns in each of two processes."""
+def pair(function: Callable[..., Any], *arguments: Any, folder: Path, returns: bool = True) -> list[Any]:
+    """What ``function(rank, *arguments)`` returns in each of two processes; their exit codes, if it does not."""
     children = start_pair(function, *arguments, folder=folder)
     try:
-        return [child.result() for child in children]
+        return [child.result() if returns else child.exit_code() for child in children]
     finally:
         for child in children:
             child.process.kill()
