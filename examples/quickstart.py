@@ -56,7 +56,7 @@ def main() -> int:
     )
 
     epochs, examples = (2, 64) if args.small else (8, 512)
-    visits = [0, 1, 2] if args.small else [0, 1, 2, 4, 8]
+    visits = [0, 2] if args.small else [0, 1, 2, 4, 8]
     branch_points = [0, 1] if args.small else [0, 1, 2, 4]
     later = [1, 2] if args.small else sorted({k1 + 1 for k1 in branch_points} | {4, 8})
     callbacks = [

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from PIL import Image
 
 from lmc_lightning.core.files import write_atomic
+from lmc_lightning.plotting.style import pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,21 +105,21 @@ class Recorder:
         fresh = [_record(self.kind, step, epoch, quantity, measurement.evidence) for quantity in measurement.quantities]
         self._merge(fresh)
         shown = list(loggers)
-        figures = self._drawn(measurement, shown)
+        pictures = self._pictures(measurement, shown)
         for logger in shown:
             with self._noted():
-                log_measurement(logger, measurement, figures, step)
-        for key, figure in figures.items():
-            with self._noted():
-                self._save_figure(figure, key, step)
+                log_measurement(logger, measurement, pictures, step)
+        for key, picture in pictures.items():
+            self._save_picture(picture, key, step)
 
-    def _drawn(self, measurement: Measurement, loggers: list[Any]) -> dict[str, "Figure"]:
-        figures: dict[str, Figure] = {}
+    def _pictures(self, measurement: Measurement, loggers: list[Any]) -> dict[str, np.ndarray]:
+        """The figures in pixels, each rendered once for all who show it."""
+        found: dict[str, np.ndarray] = {}
         if self.directory is not None or any(_is_tensorboard(logger) for logger in loggers):
             for key, draw in measurement.figures.items():
                 with self._noted():
-                    figures[key] = draw()
-        return figures
+                    found[key] = pixels(draw())
+        return found
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
@@ -160,6 +162,11 @@ class Recorder:
         return [r for r in found if r.step <= step and r.status != "failed"]
 
     @property
+    def steps(self) -> set[int]:
+        """Where there are numbers."""
+        return {r.step for r in self.records if r.status != "failed"}
+
+    @property
     def failures(self) -> list[Record]:
         """The failed visits."""
         return [r for r in self.records if r.status == "failed"]
@@ -175,10 +182,10 @@ class Recorder:
             lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self.records)
             self._write(self.path, lines.encode())
 
-    def _save_figure(self, figure: "Figure", key: str, step: int) -> None:
+    def _save_picture(self, picture: np.ndarray, key: str, step: int) -> None:
         if self.directory is not None:
             buffer = io.BytesIO()
-            figure.savefig(buffer, format="png")
+            Image.fromarray(picture).save(buffer, format="png")
             self._write(self.directory / "figures" / f"{slug(key)}_{step:06d}.png", buffer.getvalue())
 
     def _write(self, path: Path, content: bytes) -> None:
@@ -239,7 +246,7 @@ def _record(kind: str, step: int, epoch: int, quantity: Quantity, shared: Mappin
     return Record(kind, step, epoch, quantity.name, value, _finite(quantity.stderr), quantity.unit, evidence, status)
 
 
-def log_measurement(logger: Any, measurement: Measurement, figures: Mapping[str, "Figure"], step: int) -> None:
+def log_measurement(logger: Any, measurement: Measurement, pictures: Mapping[str, np.ndarray], step: int) -> None:
     """Show a measurement in one Lightning logger at x = ``step``: scalars everywhere, pictures where it can."""
     scalars = measurement.scalars()
     if scalars:
@@ -248,8 +255,8 @@ def log_measurement(logger: Any, measurement: Measurement, figures: Mapping[str,
         return
     for key, values in measurement.histograms.items():
         logger.experiment.add_histogram(key, values, global_step=step)
-    for key, figure in figures.items():
-        logger.experiment.add_figure(key, figure, global_step=step, close=False)
+    for key, picture in pictures.items():
+        logger.experiment.add_image(key, picture, global_step=step, dataformats="HWC")
 
 
 def _is_tensorboard(logger: Any) -> bool:

@@ -23,7 +23,7 @@ from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.plotting.style import figure_of, new_axes
 from lmc_lightning.recording import Measurement, Quantity, Recorder, plain, slug
-from tests.callbacks.runs import Classifier, Rows, TensorBoardLogger, fit, loader
+from tests.callbacks.runs import Classifier, Rows, TensorBoardLogger, batches, fit
 
 
 def of(**values: float | None) -> Measurement:
@@ -303,7 +303,7 @@ def test_a_slug_is_a_file_name(text: str, name: str) -> None:
 
 def test_every_logger_has_the_values_of_the_records_at_their_steps(tmp_path: Path) -> None:
     loggers = [RealTensorBoardLogger(tmp_path, name="tb", default_hp_metric=False), CSVLogger(tmp_path, name="csv")]
-    ours = Sharpness(num_samples=2, probe_dataloader=loader())
+    ours = Sharpness(num_samples=2, probe_dataloader=batches())
     fit(Classifier(), ours, logger=loggers)
     records = {(r.name, r.step): r.value for r in ours.results}
     assert {step for _, step in records} == {0, 3, 6}
@@ -368,6 +368,15 @@ def test_two_instances_write_two_files_and_are_told_apart_in_checkpoints(tmp_pat
     assert files == {"sharpness.jsonl", "sharpness_wide_radius.jsonl"}
     assert {r.name for r in ours[1].results} == {f"{r.name}/wide/radius" for r in ours[0].results}
     assert len({c.state_key for c in ours}) == 2
+
+
+@pytest.mark.parametrize("names", [(None, None), ("a", "a"), ("a b", "a/b")])
+def test_two_instances_that_would_write_one_file_are_refused(names: tuple[str | None, str | None]) -> None:
+    ours = [Sharpness(num_samples=2, epochs=[epoch], name=name) for epoch, name in enumerate(names)]
+    with pytest.raises(
+        ValueError, match=r"Two callbacks log under 'sharpness/….*Sharpness and Sharpness.*another name="
+    ):
+        fit(Classifier(), *ours)
 
 
 def test_spectra_are_kept_as_figures_beside_the_records(tmp_path: Path) -> None:

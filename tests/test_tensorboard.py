@@ -17,7 +17,7 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lmc_lightning import CheckpointBranching, HessianSpectrum, InterpolationBarrier, Record, Sharpness
-from tests.callbacks.runs import Classifier, fit, loader
+from tests.callbacks.runs import Classifier, batches, fit
 
 PATIENCE = 60.0
 """For the server to start, and to have read everything [s]."""
@@ -62,7 +62,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     # The probe set is complete after an epoch only, so that the first visits are deferred.
     callbacks = [
         HessianSpectrum(num_eigenvalues=2, num_probes=2, num_steps=4, on_error="raise"),
-        Sharpness(num_samples=2, every_n_train_steps=2, probe_dataloader=loader(), on_error="raise"),
+        Sharpness(num_samples=2, every_n_train_steps=2, probe_dataloader=batches(), on_error="raise"),
         CheckpointBranching(epochs=(0, 1)),
         InterpolationBarrier(num_points=3, epochs=[2, 3], on_error="raise"),
     ]

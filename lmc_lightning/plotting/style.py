@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 FIGURE_SIZE = (6.0, 4.0)
 """Width and height [inches]."""
@@ -68,6 +70,13 @@ def figure_of(ax: Axes) -> Figure:
     while not isinstance(figure, Figure):
         figure = figure.figure
     return figure
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """What ``figure`` looks like, ``(height, width, 3)``; costs one rendering."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
 
 
 def set_heading(ax: Axes, title: str, caption: str) -> None:

@@ -66,6 +66,11 @@ def loader(num_examples: int = NUM_EXAMPLES, seed: int = 30, dtype: torch.dtype 
     return DataLoader(examples(num_examples, seed, dtype), batch_size=BATCH_SIZE)
 
 
+def batches(num_examples: int = NUM_EXAMPLES, *, double: bool = False) -> list[Any]:
+    """The same without the worker process in which a DataLoader is read."""
+    return list(loader(num_examples, dtype=torch.float64 if double else torch.float32))
+
+
 def train_loader() -> DataLoader[Any]:
     return DataLoader(examples(), batch_size=BATCH_SIZE, shuffle=True, generator=generator(31))
 
@@ -118,9 +123,10 @@ class TensorBoardLogger(Rows):
         assert len(values)
         self.histograms.append((global_step, key))
 
-    def add_figure(self, key: str, figure: Any, global_step: int, close: bool) -> None:
-        assert figure.axes
-        assert not close
+    def add_image(self, key: str, pixels: Any, global_step: int, dataformats: str) -> None:
+        assert dataformats == "HWC"
+        assert pixels.shape[2] == 3
+        assert pixels.std() > 0
         self.figures.append((global_step, key))
 
 

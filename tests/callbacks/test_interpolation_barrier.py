@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers import TensorBoardLogger as RealTensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics import MeanMetric
 
 from lmc_lightning import CheckpointBranching, InterpolationBarrier, interpolation_barrier
@@ -24,17 +22,15 @@ from tests.callbacks.runs import (
     Classifier,
     Rows,
     TensorBoardLogger,
+    batches,
     documented,
-    examples,
     fit,
     is_picture,
     loader,
     train_loader,
 )
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*LeafSpec.*:FutureWarning", "ignore:Be aware that when using `ckpt_path`:UserWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
 
 POINTS = 5
 
@@ -253,13 +249,13 @@ def test_barriers_of_networks_of_nan_are_undefined_and_drawn_grey() -> None:
 
 def test_batch_norm_statistics_are_recomputed_for_children() -> None:
     module, ours, branching = Classifier(batch_norm=True), barrier(epochs=[2]), CheckpointBranching(epochs=(0,))
-    fit(module, branching, ours, val=val_loader(), default_root_dir="root")
+    fit(module, branching, ours, default_root_dir="root")
     assert {r.evidence["batch_stats"] for r in ours.results} == {"recompute"}
     ends = [loaded(module, branching.family.state(node, 2)) for node in ("trunk", "k1_000_child_0")]
-    (found,) = [r for r in ours.results if (r.name, r.step) == ("barrier/val_loss/k1_000", 6)]
+    (found,) = [r for r in ours.results if (r.name, r.step) == ("barrier/train_loss/k1_000", 6)]
     captured = torch.load("root/lmc/probes.pt", weights_only=True)
     train = [batch for batch, _ in captured["train"]]
-    exact = interpolation_barrier(*ends, val_loader(), train_dataloader=train, num_points=POINTS)
+    exact = interpolation_barrier(*ends, train, num_points=POINTS)
     assert found.value == pytest.approx(exact.barrier, rel=1e-4)
     assert found.evidence["own_ends"] != found.evidence["ends"]
 
@@ -274,7 +270,7 @@ def values(callback: InterpolationBarrier, key: str) -> dict[int, float | None]:
 @pytest.mark.parametrize("reference", ["initial", "previous"])
 def test_the_run_is_compared_with_its_start_or_its_last_visit(reference: str) -> None:
     states: dict[int, Any] = {}
-    module, logger, ours = Classifier(), Rows(), barrier(reference=reference, probe_dataloader=loader())
+    module, logger, ours = Classifier(), Rows(), barrier(reference=reference, probe_dataloader=batches())
     fit(module, KeepsStates(states), ours, logger=logger)
     steps = [0, 3, 6] if reference == "initial" else [3, 6]
     table = pattern(
@@ -319,7 +315,7 @@ def saved(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize(("name", "label"), [("epoch=1", "epoch_1"), ("weights", "weights")])
 def test_the_run_is_compared_with_a_checkpoint(saved: dict[str, Path], name: str, label: str) -> None:
-    module, ours = Classifier(), barrier(reference=str(saved[name]), epochs=[0, 1], probe_dataloader=loader())
+    module, ours = Classifier(), barrier(reference=str(saved[name]), epochs=[0, 1], probe_dataloader=batches())
     fit(module, ours, max_epochs=1)
     state = torch.load(saved["weights"], weights_only=True)
     exact = interpolation_barrier(loaded(module, state), module, loader(), num_points=POINTS)
@@ -343,7 +339,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_before_the_first_step(s
 @pytest.mark.parametrize("reference", ["initial", "previous"])
 def test_a_resumed_run_keeps_its_reference(reference: str, tmp_path: Path) -> None:
     def ours() -> InterpolationBarrier:
-        return barrier(reference=reference, probe_dataloader=loader())
+        return barrier(reference=reference, probe_dataloader=batches())
 
     def run_of(module: Classifier, callback: Any, *others: Any, **options: Any) -> None:
         torch.manual_seed(0)
@@ -360,14 +356,14 @@ def test_a_resumed_run_keeps_its_reference(reference: str, tmp_path: Path) -> No
 def test_a_start_that_was_not_seen_is_said_to_be_none(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, filename="half")
     fit(Classifier(), saver, enable_checkpointing=True)
-    ours = barrier(reference="initial", probe_dataloader=loader())
+    ours = barrier(reference="initial", probe_dataloader=batches())
     with pytest.warns(UserWarning, match="The start is not known; 'initial' is after 6 steps"):
         fit(Classifier(), ours, max_epochs=3, ckpt_path=tmp_path / "half.ckpt")
     assert {r.evidence["reference_step"] for r in ours.results} == {6}
 
 
 def test_a_second_run_of_one_instance_has_a_start_of_its_own() -> None:
-    ours = barrier(reference="initial", probe_dataloader=loader(), epochs=[0, 2])
+    ours = barrier(reference="initial", probe_dataloader=batches(), epochs=[0, 2])
     fit(Classifier(), ours)
     other = Classifier()
     torch.nn.init.normal_(other.net[-1].weight)
@@ -423,7 +419,7 @@ def test_without_validation_there_are_training_barriers_only() -> None:
 
 
 def test_a_loader_of_its_own_gives_the_training_split_and_no_other() -> None:
-    ours = barrier(reference="initial", epochs=[2], probe_dataloader=loader())
+    ours = barrier(reference="initial", epochs=[2], probe_dataloader=batches())
     fit(Classifier(), ours, val=val_loader())
     assert {r.name for r in ours.results} == {"barrier/train_loss/initial", "barrier/train_error/initial"}
 
@@ -473,25 +469,3 @@ def test_misuse_raises_before_the_first_step(callbacks: Any, message: str) -> No
     with pytest.raises(ValueError, match=message):
         fit(module, *callbacks())
     assert all(torch.equal(start[name], tensor) for name, tensor in module.state_dict().items())
-
-
-# -- the real TensorBoard ----------------------------------------------------------------------------------------------
-
-
-def test_figures_and_numbers_reach_event_files(tmp_path: Path) -> None:
-    logger = RealTensorBoardLogger(tmp_path, name="run", default_hp_metric=False)
-    ours = barrier(epochs=[2])
-    fit(Classifier(), CheckpointBranching(epochs=(0, 1)), ours, logger=logger)
-    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0, "scalars": 0}).Reload()
-    tags = events.Tags()
-    assert set(tags["images"]) == {
-        *(f"barrier_curves/train_{m}/k1_00{k1}" for m in ("loss", "error") for k1 in (0, 1)),
-        *(f"barrier_map/train_{m}" for m in ("loss", "error")),
-    }
-    for key in ("barrier/train_loss/k1_000", "barrier/train_error/k1_001"):
-        written = {e.step: e.value for e in events.Scalars(key)}
-        assert written == {r.step: pytest.approx(r.value, rel=1e-6) for r in ours.results if r.name == key}
-
-
-def test_the_examples_of_training_are_those_of_the_run(run: Branched) -> None:
-    assert len(examples()) == NUM_EXAMPLES == run.barrier.barriers["barrier/train_loss/k1_000", 9].num_samples

@@ -9,7 +9,7 @@ from torch import nn
 
 from lmc_lightning import Sharpness, measure
 from tests import oracles
-from tests.callbacks.runs import Classifier, Rows, cross_entropy, documented, fit, loader, with_errors
+from tests.callbacks.runs import Classifier, Rows, batches, cross_entropy, documented, fit, with_errors
 from tests.problems import Vector, normal, with_spectrum
 
 RADII = {"rho": 0.3, "adaptive_rho": 0.2, "sigma": 0.05}
@@ -51,23 +51,17 @@ def test_at_the_minimum_of_a_quadratic_it_is_that_of_the_largest_eigenvalue() ->
 
 def test_the_average_over_noise_is_half_its_variance_times_the_trace() -> None:
     hessian, theta = with_spectrum([4.0, 1.0, 0.5]), normal(3, seed=3)
-    found = of_vector(theta, lambda t: 0.5 * (t - theta) @ hessian @ (t - theta), num_samples=200, sigma=0.05)
+    found = of_vector(theta, lambda t: 0.5 * (t - theta) @ hessian @ (t - theta), num_samples=64, sigma=0.05)
     variance = (0.05 * float(theta.norm())) ** 2 / 3
-    assert found["average_stderr"] < 0.1 * found["average"]
+    assert found["average_stderr"] < 0.15 * found["average"]
     assert abs(found["average"] - variance * 5.5 / 2) < 3 * found["average_stderr"]
-
-
-def test_more_directions_narrow_the_error() -> None:
-    theta = normal(3, seed=3)
-    errors = [of_vector(theta, lambda t: (t**4).sum(), num_samples=n)["average_stderr"] for n in (8, 128)]
-    assert errors[1] == pytest.approx(errors[0] / 4, rel=0.5)
 
 
 def test_the_numbers_of_a_run_are_those_of_its_weights() -> None:
     module = Classifier()
-    callback = Sharpness(rho=0.3, num_samples=2, epochs=[2], probe_dataloader=loader())
+    callback = Sharpness(rho=0.3, num_samples=2, epochs=[2], probe_dataloader=batches())
     fit(module, callback)
-    loss = oracles.mean_loss(module, list(loader()), cross_entropy, [8.0] * 3)
+    loss = oracles.mean_loss(module, batches(), cross_entropy, [8.0] * 3)
     theta = oracles.flat_parameters(module)
     gradient = oracles.gradient(loss, theta)
     found = {r.name.removeprefix("sharpness/"): r for r in callback.results}
@@ -99,7 +93,7 @@ class Diverges(Classifier):
 
 
 def test_numbers_of_a_network_of_nan_are_undefined_and_training_goes_on() -> None:
-    callback, logger = Sharpness(num_samples=2, epochs=[1], probe_dataloader=loader()), Rows()
+    callback, logger = Sharpness(num_samples=2, epochs=[1], probe_dataloader=batches()), Rows()
     trainer = fit(Diverges(), callback, logger=logger)
     assert trainer.global_step == 6
     assert len(callback.results) == 4
