@@ -17,11 +17,11 @@ from tests.callbacks.runs import (
     Classifier,
     Rows,
     TensorBoardLogger,
+    batches,
     cross_entropy,
     documented,
     fit,
     is_picture,
-    loader,
     with_errors,
 )
 from tests.problems import quadratic, with_spectrum
@@ -39,9 +39,8 @@ def expanded(rows: dict[str, str], num_eigenvalues: int, num_negative: int) -> d
     return found
 
 
-def dense_hessian(module: Any, batches: Any) -> Tensor:
-    sizes = [float(len(b[1])) for b in batches]
-    loss = oracles.mean_loss(module, batches, cross_entropy, sizes)
+def dense_hessian(module: Any, probes: list[Any]) -> Tensor:
+    loss = oracles.mean_loss(module, probes, cross_entropy, [float(len(labels)) for _, labels in probes])
     return oracles.dense_hessian(loss, oracles.flat_parameters(module))
 
 
@@ -59,7 +58,7 @@ def test_the_keys_of_the_table_are_logged_at_the_scheduled_steps_and_no_others(
     schedule: dict[str, Any], steps: list[int]
 ) -> None:
     logger = Rows()
-    asked = CHEAP | {"num_eigenvalues": 3, "num_negative": 2, "probe_dataloader": loader(160)}  # two chunks
+    asked = CHEAP | {"num_eigenvalues": 3, "num_negative": 2, "probe_dataloader": batches(160)}  # two chunks
     fit(Classifier(), HessianSpectrum(**asked, **schedule), logger=logger)
     rows = expanded(documented(HessianSpectrum), num_eigenvalues=3, num_negative=2)
     assert logger.by_step("hessian") == {step: set(with_errors(rows)) for step in steps}
@@ -106,12 +105,12 @@ def test_a_second_instance_logs_under_its_name() -> None:
 
 def test_spectrum_and_trace_are_those_of_the_dense_hessian_in_float64() -> None:
     module = Classifier()
-    batches = list(loader(dtype=torch.float64))
+    probes = batches(double=True)
     callback = HessianSpectrum(
-        num_eigenvalues=3, num_probes=32, num_steps=6, tolerance=1e-8, epochs=[2], probe_dataloader=batches
+        num_eigenvalues=3, num_probes=32, num_steps=6, tolerance=1e-8, epochs=[2], probe_dataloader=probes
     )
     fit(module, callback, precision="64-true")
-    hessian = dense_hessian(module, batches)
+    hessian = dense_hessian(module, probes)
     exact, found = torch.linalg.eigvalsh(hessian).flip(0), latest(callback)
     assert found["lambda_max"].value == pytest.approx(float(exact[0]), rel=1e-10)
     assert found["eigenvalue_3"].value == pytest.approx(float(exact[2]), rel=1e-10)
@@ -126,42 +125,42 @@ def test_the_trace_is_exact_where_every_eigenpair_is_known() -> None:
     num_params = sum(p.numel() for p in module.parameters())
     asked = {"num_eigenvalues": num_params - 1, "num_negative": 1, "max_products": 4 * num_params, "tolerance": 1e-6}
     callback = HessianSpectrum(num_probes=2, num_steps=2, **asked)
-    found = measure(module.double(), loader(dtype=torch.float64), [callback])
-    hessian = dense_hessian(module, list(loader(dtype=torch.float64)))
+    found = measure(module.double(), batches(double=True), [callback])
+    hessian = dense_hessian(module, batches(double=True))
     assert found["hessian/trace"] == pytest.approx(float(hessian.trace()), rel=1e-8)
 
 
 def test_float32_agrees_with_the_dense_float64_hessian() -> None:
     module = Classifier()
-    callback = HessianSpectrum(num_probes=0, epochs=[1, 2], probe_dataloader=loader())
+    callback = HessianSpectrum(num_probes=0, epochs=[1, 2], probe_dataloader=batches())
     fit(module, callback)
-    exact = torch.linalg.eigvalsh(dense_hessian(module, list(loader())))
+    exact = torch.linalg.eigvalsh(dense_hessian(module, batches()))
     assert latest(callback)["lambda_max"].value == pytest.approx(float(exact[-1]), rel=1e-5)
     assert latest(callback)["lambda_min"].value == pytest.approx(float(exact[0]), rel=1e-3)
 
 
 def test_batch_norm_and_dropout_are_those_of_evaluation() -> None:
     module = Classifier(batch_norm=True)
-    callback = HessianSpectrum(num_probes=0, epochs=[2], probe_dataloader=loader())
+    callback = HessianSpectrum(num_probes=0, epochs=[2], probe_dataloader=batches())
     fit(module, callback)
-    exact = torch.linalg.eigvalsh(dense_hessian(module, list(loader())))
+    exact = torch.linalg.eigvalsh(dense_hessian(module, batches()))
     assert latest(callback)["lambda_max"].value == pytest.approx(float(exact[-1]), rel=1e-5)
 
 
 def test_chosen_parameters_give_the_block_of_their_hessian() -> None:
     module = Classifier()
-    found = measure(module, loader(), [HessianSpectrum(num_probes=0, parameters=["net.6.*"])])
-    block = dense_hessian(module, list(loader()))[-12:, -12:]
+    found = measure(module, batches(), [HessianSpectrum(num_probes=0, parameters=["net.6.*"])])
+    block = dense_hessian(module, batches())[-12:, -12:]
     assert found["hessian/lambda_max"] == pytest.approx(float(torch.linalg.eigvalsh(block)[-1]), rel=1e-5)
 
 
 def test_the_errors_over_data_are_those_of_the_chunks() -> None:
     module = Classifier().double()
-    batches = list(loader(256, dtype=torch.float64))
-    found = measure(module, batches, [HessianSpectrum(num_examples=None, num_probes=0, tolerance=1e-9)])
-    hessian = dense_hessian(module, batches)
+    probes = batches(256, double=True)
+    found = measure(module, probes, [HessianSpectrum(num_examples=None, num_probes=0, tolerance=1e-9)])
+    hessian = dense_hessian(module, probes)
     vector = torch.linalg.eigh(hessian)[1][:, -1]
-    halves = [dense_hessian(module, batches[i : i + 16]) for i in (0, 16)]  # the chunks of a CPU have 128 examples
+    halves = [dense_hessian(module, probes[i : i + 16]) for i in (0, 16)]  # the chunks of a CPU have 128 examples
     forms = torch.stack([vector @ half @ vector for half in halves])
     expected = math.sqrt(float((0.25 * (forms - forms.mean()).square()).sum()) * 2 / 1)
     assert found["hessian/lambda_max_stderr_data"] == pytest.approx(expected, rel=1e-4)
@@ -202,7 +201,7 @@ def test_a_spectrum_of_few_dimensions_gives_the_pairs_that_there_are() -> None:
 
 
 def test_every_record_carries_its_evidence() -> None:
-    callback = HessianSpectrum(epochs=[2], num_examples=16, probe_dataloader=loader(), **CHEAP)
+    callback = HessianSpectrum(epochs=[2], num_examples=16, probe_dataloader=batches(), **CHEAP)
     fit(Classifier(), callback)
     for record in callback.results:
         evidence = record.evidence
@@ -238,7 +237,7 @@ class Diverges(Classifier):
 
 
 def test_a_network_of_nan_is_a_recorded_failure_and_training_goes_on() -> None:
-    callback, logger = HessianSpectrum(**CHEAP | {"on_error": "record"}, probe_dataloader=loader()), Rows()
+    callback, logger = HessianSpectrum(**CHEAP | {"on_error": "record"}, probe_dataloader=batches()), Rows()
     with pytest.warns(UserWarning, match="at step 3 failed and training goes on: FloatingPointError"):
         trainer = fit(Diverges(), callback, logger=logger)
     assert trainer.global_step == 6
@@ -271,7 +270,7 @@ def test_misuse_raises_at_construction(arguments: dict[str, Any], message: str) 
 def test_more_products_change_nothing_in_numbers_that_have_converged() -> None:
     module = Classifier().double()
     found = [
-        measure(module, loader(dtype=torch.float64), [HessianSpectrum(num_probes=0, max_products=n, tolerance=1e-8)])
+        measure(module, batches(double=True), [HessianSpectrum(num_probes=0, max_products=n, tolerance=1e-8)])
         for n in (64, 640)
     ]
     assert found[0] == found[1]
@@ -279,5 +278,5 @@ def test_more_products_change_nothing_in_numbers_that_have_converged() -> None:
 
 def test_the_probe_set_is_capped_at_the_examples_asked_for() -> None:
     one, many = (HessianSpectrum(num_examples=n, num_probes=0) for n in (BATCH_SIZE, NUM_EXAMPLES))
-    first = measure(Classifier(), [next(iter(loader()))], [many])
-    assert measure(Classifier(), loader(), [one]) == first
+    first = measure(Classifier(), batches()[:1], [many])
+    assert measure(Classifier(), batches(), [one]) == first
