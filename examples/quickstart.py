@@ -63,7 +63,7 @@ def main() -> int:
         HessianSpectrum(num_eigenvalues=3, num_probes=2, num_examples=examples, epochs=visits),
         Sharpness(num_examples=examples, epochs=visits),
         CheckpointBranching(epochs=branch_points),
-        InterpolationBarrier(num_points=5 if args.small else 25, num_examples=4 * examples, epochs=later),
+        InterpolationBarrier(num_points=5 if args.small else 25, num_examples=examples, epochs=later),
     ]
 
     trainer = pl.Trainer(
