@@ -14,5 +14,8 @@ LossFn: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 BatchWeight: TypeAlias = Callable[[Batch], float]
 """How much a batch counts in a mean over the probe set."""
 
+Progress: TypeAlias = Callable[[int, int, str], None]
+"""``(done, total, text)``: told by a long computation how far it is, e.g. ``(12, 64, "products")``."""
+
 Matvec: TypeAlias = Callable[[Tensor], Tensor]
 """A symmetric linear map, ``(P,) -> (P,)``."""

@@ -36,16 +36,50 @@ def rechunk(batches: Sequence[Batch], size: int, mean_loss: Callable[[Sequence[B
     """
     sizes = [leading_size(b) for b in batches]
     if all(n == size for n in sizes[:-1]) and sizes[-1] is not None and sizes[-1] <= size:
-        return Chunks(tuple(batches), additive=True)
+        half = -(-(sizes[0] or 2) // 2)
+        return Chunks(tuple(batches), _is_additive(batches[:1], half, mean_loss))
     try:
-        chunks = _split(join(batches) if len(batches) > 1 else batches[0], size)
-        checked = list(batches[:_CHECKED_BATCHES])
-        trial = _split(join(checked) if len(checked) > 1 else checked[0], size)
+        chunks = _split(_joined(batches), size)
     except NotSliceableError:
         return Chunks(tuple(batches), additive=False)
-    before, after = mean_loss(checked), _mean_loss_if_possible(mean_loss, trial)
-    additive = abs(before - after) <= ADDITIVITY_TOLERANCE * abs(before)
+    additive = _is_additive(batches[:_CHECKED_BATCHES], size, mean_loss)
     return Chunks(tuple(chunks) if additive else tuple(batches), additive)
+
+
+def _is_additive(batches: Sequence[Batch], size: int, mean_loss: Callable[[Sequence[Batch]], float]) -> bool:
+    """Whether the mean loss of some batches is that of their examples in chunks of ``size``."""
+    try:
+        trial = _split(_joined(batches), size)
+    except NotSliceableError:
+        return False
+    before, after = mean_loss(batches), _mean_loss_if_possible(mean_loss, trial)
+    return abs(before - after) <= ADDITIVITY_TOLERANCE * abs(before)
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    return join(batches) if len(batches) > 1 else batches[0]
+
+
+def equal_batches(batches: Sequence[Batch], size: int) -> list[Batch]:
+    """The examples of all batches in batches of ``size``, in order, without those that are left over.
+
+    Data that cannot be cut or joined keep their batches, and so do fewer examples than ``size``.
+    """
+    whole = [b for b in batches if leading_size(b) == size]
+    if sum(leading_size(b) or size for b in batches) - size * len(whole) < size:
+        return whole or list(batches)
+    try:
+        return [b for b in _split(join(batches), size) if leading_size(b) == size]
+    except NotSliceableError:
+        return list(batches)
+
+
+def first_examples(batch: Batch, count: int) -> Batch:
+    """The first examples of a batch, or all of them where it cannot be cut."""
+    try:
+        return cut(batch, 0, count)
+    except NotSliceableError:
+        return batch
 
 
 def _mean_loss_if_possible(mean_loss: Callable[[Sequence[Batch]], float], trial: Sequence[Batch]) -> float:

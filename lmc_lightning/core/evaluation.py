@@ -1,13 +1,20 @@
 """What one pass over a probe set found: losses, errors and weights of chunks and examples, of all processes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.losstap import TappedLoss
+from lmc_lightning.core.structure import leading_size
+from lmc_lightning.types import Batch, BatchWeight
+
+ChunkEvaluation: TypeAlias = tuple[float, float, TappedLoss | None]
+"""Mean loss, weight and, where the tap sees it, the loss call of one chunk."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +49,35 @@ class Parts:
     examples: Tensor | None
     """Weight, loss, error and confidence of each example ``(N, 4)``, NaN where unknown, if the tap saw all losses."""
 
+    @classmethod
+    def of(cls, chunks: Sequence[ChunkEvaluation | None]) -> "Parts":
+        """The parts from the chunks of one process, ``None`` for those without a loss."""
+        rows = [(0.0, 0.0) if chunk is None else chunk[:2] for chunk in chunks]
+        examples = _example_rows([chunk[2] for chunk in chunks if chunk is not None])
+        return cls(torch.tensor(rows, dtype=torch.float64), examples)
+
     def mean(self) -> float:
         """The weighted mean loss of this process's chunks."""
         losses, weights = self.chunks.T
         return float(losses[weights > 0] @ weights[weights > 0] / weights.sum())
 
 
-def example_rows(tapped: list[TappedLoss], num_chunks: int) -> Tensor | None:
+def chunk_weight(batch: Batch, tapped: TappedLoss | None, batch_weight: BatchWeight | None) -> float:
+    """How much a chunk counts: what the user says, or its targets that are not ignored, or its examples."""
+    if batch_weight is not None:
+        return float(batch_weight(batch))
+    if tapped is not None and tapped.kind in ("cross_entropy", "nll_loss"):
+        return float(tapped.weights.sum())
+    return float(leading_size(batch) or 1)
+
+
+def _example_rows(tapped: list[TappedLoss | None]) -> Tensor | None:
     """The rows of :class:`Parts`, unless the tap missed the loss of a chunk."""
-    if len(tapped) < num_chunks:
+    seen = [t for t in tapped if t is not None]
+    if len(seen) < len(tapped):
         return None
     unknown = torch.tensor(math.nan, dtype=torch.float64)
-    columns = [(t.weights, t.losses, t.errors, t.confidences) for t in tapped]
+    columns = [(t.weights, t.losses, t.errors, t.confidences) for t in seen]
     return torch.cat(
         [torch.stack([unknown.expand(len(w)) if c is None else c.cpu() for c in (w, *rest)], 1) for w, *rest in columns]
     )

@@ -42,7 +42,10 @@ class ParameterLayout:
             raise ValueError(f"Expected θ of shape ({self.num_params},), got {tuple(theta.shape)}.")
         # One view each: of several views made at once, as by split, none may be changed in place, as some steps do.
         ends = accumulate(self.sizes)
-        parts = [theta.narrow(0, end - size, size) for size, end in zip(self.sizes, ends, strict=True)]
+        return self.shaped([theta.narrow(0, end - size, size) for size, end in zip(self.sizes, ends, strict=True)])
+
+    def shaped(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The named tensors as differentiable views of the flat parts of θ that belong to them."""
         named = zip(self.names, self.shapes, self.dtypes, parts, strict=True)
         return {name: _shaped(part, shape, dtype) for name, shape, dtype, part in named}
 

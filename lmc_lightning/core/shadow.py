@@ -7,10 +7,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
@@ -76,7 +78,8 @@ class Shadow:
 
         Wherever the module holds one of these parameters (tied, in a list of aliases, in the flat weights of an RNN),
         the new module holds the given tensor. Other parameters and all buffers are clones. ``mode="train"`` keeps the
-        training flag of every submodule but dropout, which is off.
+        training flag of every submodule but dropout, which is off, or, of a module that is all in eval mode, takes
+        those that its ``train()`` sets; SyncBatchNorm has the statistics of its own process.
         """
         replaced: dict[int, object] = {}
         for name, parameter in self._pristine.named_parameters():
@@ -87,9 +90,13 @@ class Shadow:
             module.get_buffer(name).copy_(value)
         if mode == "eval":
             return module.eval()
+        if not any(submodule.training for submodule in module.modules()):
+            module.train()
         for submodule in module.modules():
             if isinstance(submodule, _DROPOUT):
                 submodule.training = False
+            elif isinstance(submodule, nn.SyncBatchNorm):  # the other processes may have other batches to wait with
+                submodule.__dict__["forward"] = partial(_batch_norm, submodule)
             elif isinstance(submodule, nn.MultiheadAttention | nn.RNNBase):
                 submodule.dropout = 0.0
         return module
@@ -101,6 +108,13 @@ class Shadow:
             # Nested modules of the same kind (a LightningModule inside another) need the same replacements.
             if replacements and all(hasattr(submodule, name) for name in replacements):
                 submodule.__dict__.update(replacements)
+
+
+def _batch_norm(layer: Any, input: Tensor) -> Tensor:
+    """What SyncBatchNorm computes on one process."""
+    of_batch = layer.training or layer.running_mean is None
+    statistics = (layer.running_mean, layer.running_var)
+    return F.batch_norm(input, *statistics, layer.weight, layer.bias, of_batch, layer.momentum or 0.0, layer.eps)
 
 
 def _full_precision(module: nn.Module) -> torch.dtype | None:

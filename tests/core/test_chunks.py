@@ -33,12 +33,12 @@ def test_chunks_do_not_depend_on_how_the_loader_cut_the_data(sizes: list[int]) -
     assert torch.equal(examples(chunks.batches), VALUES)
 
 
-@pytest.mark.parametrize("sizes", [[4, 4, 2], [4, 6], [10]])
+@pytest.mark.parametrize("sizes", [[4, 4, 2], [4, 6], [10], [4], [3]])
 def test_a_loss_that_is_no_mean_over_examples_keeps_its_batches(sizes: list[int]) -> None:
-    batches = split((VALUES,), sizes)
+    batches = split((VALUES[: sum(sizes)],), sizes)
     chunks = rechunk(batches, 4, mean_of_spreads)
     assert all(a is b for a, b in zip(chunks.batches, batches, strict=True))
-    assert chunks.additive == (sizes == [4, 4, 2])
+    assert not chunks.additive
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,14 @@ def test_data_that_cannot_be_cut_keep_their_batches(batches: list[Any]) -> None:
     chunks = rechunk(batches, 3, lambda some: 1.0)
     assert chunks.batches == tuple(batches)
     assert not chunks.additive
+
+
+@pytest.mark.parametrize("sizes", [[4, 4, 2], [4], [3], [1]])
+def test_batches_of_the_right_size_are_taken_as_they_are(sizes: list[int]) -> None:
+    batches = split((VALUES[: sum(sizes)],), sizes)
+    chunks = rechunk(batches, 4, mean)
+    assert all(a is b for a, b in zip(chunks.batches, batches, strict=True))
+    assert chunks.additive
 
 
 def test_a_step_that_fails_on_other_batches_keeps_its_own() -> None:

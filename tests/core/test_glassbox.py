@@ -169,3 +169,12 @@ def test_compiled_modules_run_eagerly_inside() -> None:
     with glass_box():
         module(torch.zeros(1, 2))
     assert calls == []
+
+
+def test_a_device_that_is_not_in_use_is_not_seeded_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", asked.append)
+    for in_use in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda in_use=in_use: in_use)
+        seed_everything(4)
+    assert asked == [4]

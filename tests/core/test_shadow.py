@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -268,6 +269,33 @@ def test_modes() -> None:
     flags = {mode: [m.training for m in shadow.at(parameters(module), mode=mode)] for mode in ("eval", "train")}
     assert flags == {"eval": [False, False, False], "train": [True, False, False]}
     assert [m.training for m in module] == [True, True, False]
+
+
+class FrozenBackbone(nn.Sequential):
+    """Keeps its first layer in eval mode, as fine-tuned modules do."""
+
+    def train(self, mode: bool = True) -> "FrozenBackbone":
+        super().train(mode)
+        self[0].eval()
+        return self
+
+
+@pytest.mark.parametrize("cls", [nn.Sequential, FrozenBackbone])
+def test_train_mode_of_a_module_all_in_eval_mode_is_what_its_train_method_makes(cls: type[nn.Sequential]) -> None:
+    module = cls(nn.BatchNorm1d(2), nn.Dropout(0.5), nn.BatchNorm1d(2)).eval()
+    fresh = Shadow(module).at(parameters(module), mode="train")
+    assert [m.training for m in fresh] == [cls is nn.Sequential, False, True]
+    assert not any(m.training for m in module.modules())
+
+
+def test_synchronized_batch_norm_takes_the_statistics_of_its_own_process() -> None:
+    x = torch.randn(5, 3, dtype=torch.float64)
+    module = nn.SyncBatchNorm(3).double().train()
+    fresh = Shadow(module).at(parameters(module), mode="train")
+    with mock.patch("torch.distributed.is_initialized", return_value=True):  # where it would ask the others
+        found = fresh(x)
+    torch.testing.assert_close(found, nn.BatchNorm1d(3).double()(x), rtol=1e-12, atol=1e-12)
+    assert torch.equal(module.running_mean, torch.zeros(3, dtype=torch.float64))
 
 
 @pytest.mark.filterwarnings("ignore:dropout option adds dropout:UserWarning")
