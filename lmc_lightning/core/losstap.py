@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,11 @@ _WATCHED: dict[Callable[..., Any], str] = {
     F.binary_cross_entropy: "binary_cross_entropy",
     F.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
 }
+NO_OUTPUTS = (
+    "The step's loss is not one mean by cross_entropy, nll_loss, mse_loss or binary_cross_entropy(_with_logits) of "
+    "torch.nn.functional, so the network's outputs and the losses of single examples are unknown."
+)
+"""Why what needs them cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class TappedLoss:
     """Share of each example in the mean ``(n,)``, float64: its number of targets that are not ignored."""
     counted: Tensor
     """Which targets count ``(n, m)``."""
+    elements: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
+    """Outputs ↦ the loss of each target, weighted as in the mean, whose divisor is the sum of ``weights``."""
 
     @property
     def mean(self) -> float:
@@ -53,6 +60,15 @@ class TappedLoss:
         return total.double() / self.counted.sum(1).clamp(min=1)
 
     @property
+    def labels(self) -> Tensor | None:
+        """The class of each example ``(n,)``, int64; ``None`` where an example has no class or several."""
+        if self.kind == "mse_loss" or self.counted.shape[1] != 1:
+            return None
+        if self.kind in _CLASS_LOSSES.values() and self.targets.is_floating_point():
+            return self.targets.argmax(1).reshape(-1)
+        return self.targets.reshape(-1).round().long()
+
+    @property
     def confidences(self) -> Tensor | None:
         """Largest predicted probability of each example ``(n,)``, float64, for losses over classes."""
         if self.kind not in _CLASS_LOSSES.values():
@@ -68,6 +84,10 @@ class LossTap(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[tuple[Callable[..., Any], dict[str, Any], Any]] = []
+
+    def __enter__(self) -> "LossTap":
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __torch_function__(
         self,
@@ -91,6 +111,17 @@ class LossTap(TorchFunctionMode):
         func, arguments, _ = equal[0]
         return _tapped(func, arguments)
 
+    def required(self, loss: Tensor | None) -> TappedLoss:
+        """The call that :meth:`match` finds.
+
+        Raises:
+            ValueError: it finds none.
+        """
+        tapped = None if loss is None else self.match(loss)
+        if tapped is None:
+            raise ValueError(NO_OUTPUTS)
+        return tapped
+
 
 def _equals(result: Any, loss: Tensor) -> bool:
     if not isinstance(result, Tensor) or result.numel() != 1 or loss.numel() != 1:
@@ -106,14 +137,20 @@ def _tapped(func: Callable[..., Any], arguments: dict[str, Any]) -> TappedLoss |
     ):
         return None
     legacy = {name: None for name in ("size_average", "reduce") if name in arguments}
+    fixed = arguments | legacy | {"reduction": "none"}
     with torch.no_grad():
-        elements = func(**(arguments | legacy | {"reduction": "none"})).double()
+        elements = func(**fixed).double()
         weights = _element_weights(func, arguments, elements).double()
     rows = len(elements)
     sums, weights = elements.reshape(rows, -1).sum(1), weights.reshape(rows, -1)
     per_example = weights.sum(1)
     losses = sums / torch.where(per_example > 0, per_example, 1)
-    return TappedLoss(_WATCHED[func], outputs, targets, losses, per_example, counted=weights > 0)
+
+    def elementwise(at: Tensor) -> Tensor:
+        result: Tensor = func(**(fixed | {"input": at}))
+        return result
+
+    return TappedLoss(_WATCHED[func], outputs, targets, losses, per_example, weights > 0, elementwise)
 
 
 def _element_weights(func: Callable[..., Any], arguments: dict[str, Any], elements: Tensor) -> Tensor:

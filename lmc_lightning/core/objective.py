@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from lmc_lightning.core.chunks import Chunks, Weighting, rechunk
+from lmc_lightning.core.chunks import Chunks, Weighting, first_examples, rechunk
 from lmc_lightning.core.collective import Collective
-from lmc_lightning.core.evaluation import Evaluation, Parts, combined, example_rows
+from lmc_lightning.core.convolution import lean_convolutions
+from lmc_lightning.core.evaluation import ChunkEvaluation, Evaluation, Parts, chunk_weight, combined
+from lmc_lightning.core.gauss_newton import GaussNewtonProduct, OutputCurvature, outer_products, output_hessian
 from lmc_lightning.core.glassbox import glass_box, seed_everything
-from lmc_lightning.core.hvp import FiniteDifferenceProduct, HessianProduct
-from lmc_lightning.core.losstap import LossTap, TappedLoss
+from lmc_lightning.core.hvp import CurvatureProduct, FiniteDifferenceProduct, HessianProduct
+from lmc_lightning.core.losstap import NO_OUTPUTS, LossTap, TappedLoss
 from lmc_lightning.core.params import parameter_layout, refuse_sharded
 from lmc_lightning.core.shadow import LOW_PRECISION, Mode, Shadow, cast, preserved_state, state_of
 from lmc_lightning.core.shared_state import SharedState
@@ -23,7 +25,6 @@ from lmc_lightning.types import Batch, BatchWeight, LossFn
 CHUNK_SIZE = {"cpu": 128}
 """Examples a chunk by device type: small chunks stay in a CPU's cache; elsewhere ``DEFAULT_CHUNK_SIZE``."""
 DEFAULT_CHUNK_SIZE = 1024
-
 
 SecondOrder: TypeAlias = Literal["autograd", "finite_differences"]
 
@@ -76,6 +77,9 @@ class Objective:
         collective: Collective | None = None,
     ) -> None:
         refuse_sharded(module)
+        same: dict[str, Any] = {"parameters": parameters, "batch_weight": batch_weight, "mode": mode, "seed": seed}
+        same |= {"replacements": replacements, "collective": collective}
+        self._alike = partial(Objective, module, loss_fn=loss_fn, **same)
         self.mode, self.seed, self.second_order = mode, seed, second_order
         self.memory_budget, self.precision = memory_budget, precision
         self._recurrent, self._dtype = any(isinstance(m, nn.RNNBase) for m in module.modules()), dtype
@@ -85,7 +89,7 @@ class Objective:
         self._needs_grad = False
         self._without_graph: set[int] = set()
         self._stateful: bool | None = None  # unknown until the baseline pass has been watched
-        self._latest: tuple[Tensor, nn.Module] | None = None
+        self._latest: tuple[object, nn.Module] | None = None
         with self.box():
             self._shadow = Shadow(module, replacements=replacements, dtype=dtype, keep_precision=precision is not None)
             self.layout = parameter_layout(self._shadow.module, parameters)
@@ -185,38 +189,98 @@ class Objective:
 
     def _local_gradient(self, theta: Tensor, weights: Tensor) -> Tensor:
         total = torch.zeros_like(theta, dtype=torch.float64)
-        leaf = theta.detach().clone().requires_grad_()
+        leaves = self.leaves(theta)
         for index, weight in enumerate(weights.tolist()):
             if weight:
-                total.add_(self._gradient(index, leaf, create_graph=False), alpha=weight)
+                total.add_(torch.cat(self._gradients(index, leaves, create_graph=False)), alpha=weight)
         self._latest = None
         return total
 
-    def hvp(self, theta: Tensor) -> HessianProduct:
+    def hvp(self, theta: Tensor, *, memory_budget: int | None = None) -> CurvatureProduct:
         """v ↦ ∇²L(θ) v at a fixed θ; gradient graphs are kept between products as far as the memory budget goes."""
-        weights = self.baseline.local_weights
+        weights, common = self.baseline.local_weights, {"sizes": self.layout.sizes, "collective": self.collective}
         if self.second_order == "finite_differences":
-            return FiniteDifferenceProduct(theta, self.chunk_gradient, weights, 0, self.box, self.collective)
-        budget, gradient = self.memory_budget, self.differentiable_gradient
-        return HessianProduct(theta, gradient, weights, budget, self._light_box, self.collective)
+            return FiniteDifferenceProduct(theta, self.chunk_gradient, weights, context=self.box, **common)
+        budget = self.memory_budget if memory_budget is None else memory_budget
+        return HessianProduct(theta, self.differentiable_gradients, weights, budget, context=self._light_box, **common)
+
+    def ggn(
+        self,
+        theta: Tensor,
+        *,
+        memory_budget: int | None = None,
+        curvature: Callable[[TappedLoss], OutputCurvature] = output_hessian,
+    ) -> GaussNewtonProduct:
+        """v ↦ Jᵀ B J v at a fixed θ, J the outputs' Jacobian, B the loss's Hessian by the outputs' natural parameters.
+
+        For losses over classes or bits this is the Fisher information matrix. ``curvature`` gives another form B.
+
+        Raises:
+            ValueError: the loss is not one that :class:`LossTap` can see.
+        """
+        weights, common = self.baseline.local_weights, {"sizes": self.layout.sizes, "collective": self.collective}
+        if self.baseline.example_losses is None:
+            raise ValueError(NO_OUTPUTS)
+
+        def tap(index: int, leaves: tuple[Tensor, ...]) -> TappedLoss:
+            with self.box(), lean_convolutions():
+                tapped = self.tap(self._module_for(leaves), self.batches[index], seed=index)
+            if not tapped.outputs.requires_grad:
+                self._constant(index, leaves)
+            return tapped
+
+        budget = self.memory_budget if memory_budget is None else memory_budget
+        return GaussNewtonProduct(theta, tap, curvature, weights, budget, context=self._light_box, **common)
+
+    def empirical_fisher(self, theta: Tensor, *, memory_budget: int | None = None) -> GaussNewtonProduct:
+        """v ↦ mean over examples of g_n (g_nᵀ v) at a fixed θ, g_n the gradient of the example's own loss; as ggn."""
+        return self.ggn(theta, memory_budget=memory_budget, curvature=outer_products)
+
+    def tap(self, module: nn.Module, batch: Batch, *, seed: int = 0) -> TappedLoss:
+        """The loss call behind :meth:`step`, its outputs with their graph; to be made inside :meth:`box`.
+
+        Raises:
+            ValueError: the loss is not one that :class:`LossTap` can see.
+        """
+        with LossTap() as tap:
+            loss = self.step(module, batch, seed=seed)
+        return tap.required(loss)
+
+    def excerpt(self, num_examples: int, *, dtype: torch.dtype | None = None) -> "Objective":
+        """The same loss on the first examples of this process, e.g. for a check in float64."""
+        few = first_examples(self.batches[0], num_examples)
+        return self._alike(batches=[few], dtype=dtype or self._dtype, keep_batches=True)
+
+    def chunk_loss(self, index: int, theta: Tensor) -> float:
+        """One chunk's mean loss at θ; NaN where the step skips it."""
+        with self.box():
+            part = self._evaluate_chunk(theta.detach().clone(), index, self.batches[index], None)
+        self._latest = None
+        return float("nan") if part is None else part[0]
 
     def chunk_gradient(self, index: int, theta: Tensor) -> Tensor:
         """The gradient ``(P,)`` of one chunk's mean loss at θ."""
-        return self._gradient(index, theta.detach().clone().requires_grad_(), create_graph=False)
+        return torch.cat(self._gradients(index, self.leaves(theta), create_graph=False))
 
-    def differentiable_gradient(self, index: int, leaf: Tensor) -> Tensor:
-        """The gradient ``(P,)`` of one chunk's mean loss with respect to ``leaf``, with its graph."""
-        return self._gradient(index, leaf, create_graph=True)
+    def differentiable_gradients(self, index: int, leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The gradient of one chunk's mean loss with respect to each tensor of θ as a flat leaf, with its graph."""
+        return self._gradients(index, leaves, create_graph=True)
 
-    def _gradient(self, index: int, leaf: Tensor, *, create_graph: bool) -> Tensor:
-        with self.box():
-            loss = self._chunk_loss(self._module_for(leaf), index, self.batches[index])
-            gradient = None
+    def leaves(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """A differentiable copy of each parameter tensor's part of θ."""
+        return tuple(part.detach().clone().requires_grad_() for part in theta.split(self.layout.sizes))
+
+    def _gradients(self, index: int, leaves: tuple[Tensor, ...], *, create_graph: bool) -> tuple[Tensor, ...]:
+        with self.box(), lean_convolutions() if create_graph else nullcontext():
+            loss = self._chunk_loss(self._module_for(leaves), index, self.batches[index])
+            found: Sequence[Tensor | None] = [None] * len(leaves)
             if loss is not None and loss.requires_grad:
-                (gradient,) = torch.autograd.grad(loss, leaf, create_graph=create_graph, allow_unused=True)
-        return self._constant(index, leaf) if gradient is None else gradient
+                found = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
+        if all(gradient is None for gradient in found):
+            return self._constant(index, leaves)
+        return tuple(torch.zeros_like(a) if b is None else b for a, b in zip(leaves, found, strict=True))
 
-    def _constant(self, index: int, leaf: Tensor) -> Tensor:
+    def _constant(self, index: int, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The zero gradient of a chunk whose loss has no graph to θ, as that of another task; not of all chunks."""
         self._without_graph.add(index)
         if len(self._without_graph) == len(self.batches):
@@ -224,15 +288,16 @@ class Objective:
                 f"The loss does not depend on the measured parameters in mode={self.mode!r}: the step detaches it. "
                 f"Try mode='train', where a step keeps its graph, or other parameters."
             )
-        return torch.zeros_like(leaf)
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
 
     def module_at(
-        self, theta: Tensor, *, buffers: Mapping[str, Tensor] | None = None, mode: Mode | None = None
+        self, theta: Tensor | Sequence[Tensor], *, buffers: Mapping[str, Tensor] | None = None, mode: Mode | None = None
     ) -> nn.Module:
-        """A fresh module whose selected parameters are differentiable views of θ."""
-        return self._shadow.at(self.layout.unflatten(theta), buffers=buffers, mode=mode or self.mode)
+        """A fresh module whose selected parameters are differentiable views of θ, or of the tensors' parts of it."""
+        tensors = self.layout.unflatten(theta) if isinstance(theta, Tensor) else self.layout.shaped(theta)
+        return self._shadow.at(tensors, buffers=buffers, mode=mode or self.mode)
 
-    def _module_for(self, leaf: Tensor, buffers: Mapping[str, Tensor] | None = None) -> nn.Module:
+    def _module_for(self, leaf: Tensor | tuple[Tensor, ...], buffers: Mapping[str, Tensor] | None = None) -> nn.Module:
         """A module at ``leaf`` in its pristine state: the last one, where steps were seen to leave that as it is."""
         if self._stateful is False and self._latest is not None and self._latest[0] is leaf:
             return self._latest[1]
@@ -255,18 +320,13 @@ class Objective:
         leaf = theta.detach().clone().requires_grad_(self._needs_grad)
         parts = [self._evaluate_chunk(leaf, i, batch, buffers) for i, batch in enumerate(batches)]
         self._latest = None
-        used = [part for part in parts if part is not None]
-        if not used:
+        if not any(parts):
             raise ValueError(f"The step returned no loss for any of {len(parts)} batches in mode={self.mode!r}.")
-        rows = [(0.0, 0.0) if part is None else part[:2] for part in parts]
-        tapped = [part[2] for part in used]
-        return Parts(
-            torch.tensor(rows, dtype=torch.float64), example_rows([t for t in tapped if t is not None], len(tapped))
-        )
+        return Parts.of(parts)
 
     def _evaluate_chunk(
         self, leaf: Tensor, index: int, batch: Batch, buffers: Mapping[str, Tensor] | None
-    ) -> tuple[float, float, TappedLoss | None] | None:
+    ) -> ChunkEvaluation | None:
         if self._stateful is not False:
             leaf = leaf.detach().clone()
         leaf.requires_grad_(self._needs_grad)
@@ -287,11 +347,4 @@ class Objective:
             return None
         tapped = tap.match(loss)
         value = loss.item() if tapped is None else tapped.mean
-        return value, self._weight(batch, tapped), tapped
-
-    def _weight(self, batch: Batch, tapped: TappedLoss | None) -> float:
-        if self._batch_weight is not None:
-            return float(self._batch_weight(batch))
-        if tapped is not None and tapped.kind in ("cross_entropy", "nll_loss"):
-            return float(tapped.weights.sum())
-        return float(leading_size(batch) or 1)
+        return value, chunk_weight(batch, tapped, self._batch_weight), tapped

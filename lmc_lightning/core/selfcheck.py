@@ -6,6 +6,7 @@ what they call gradient is not that of the computed loss (straight-through estim
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from typing import Literal
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from lmc_lightning.core.collective import InterruptedMeasurementError
+from lmc_lightning.core.gauss_newton import output_hessian
 from lmc_lightning.core.hvp import relative_step
+from lmc_lightning.core.losstap import TappedLoss
 from lmc_lightning.core.objective import Objective
 
 TOLERANCE = 1e-3
@@ -63,7 +66,7 @@ def self_check(objective: Objective, seed: int = 0) -> SelfCheck:
 
 
 def _check_products(objective: Objective, theta: Tensor, directions: Tensor) -> SelfCheck:
-    pruned = pruned_nodes(objective.differentiable_gradient(0, theta.clone().requires_grad_()))
+    pruned = pruned_nodes(torch.cat(objective.differentiable_gradients(0, objective.leaves(theta))))
     try:
         with objective.hvp(theta) as product:
             products = [product(v) for v in directions]
@@ -83,6 +86,48 @@ def _check_products(objective: Objective, theta: Tensor, directions: Tensor) -> 
     if pruned:
         reason = f"double backward skips {', '.join(sorted(pruned))}"
     return SelfCheck("finite_differences", reason, error, suspect)
+
+
+def self_check_outputs(objective: Objective, seed: int = 0) -> SelfCheck:
+    """The verdict on products through the network's outputs: are they those of the differences of the outputs?
+
+    Args:
+        objective: made with ``dtype=torch.float64``, of one batch on each process.
+        seed: of the random directions.
+    """
+    theta = objective.theta()
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(NUM_DIRECTIONS, len(theta), generator=generator, dtype=theta.dtype).to(theta.device)
+    with objective.ggn(theta) as product:
+        products = [product(v) for v in directions]
+    (u, v), (gu, gv) = directions[:2], products[:2]
+    asymmetry = float((u @ gv - v @ gu).abs() / (u.norm() * gv.norm()).clamp(min=1e-300))
+    pairs = zip(directions, products, strict=True)
+    error = _first_small(_form_error(objective, theta, v, float(v @ gv)) for v, gv in pairs)
+    if max(error, asymmetry) <= TOLERANCE:
+        return SelfCheck("exact", relative_error=error)
+    reason = f"the outputs' derivatives are wrong (relative error {error:.1e}, asymmetry {asymmetry:.1e})"
+    return SelfCheck("no_hessian", reason, error)
+
+
+def _form_error(objective: Objective, theta: Tensor, v: Tensor, form: float) -> float:
+    """Relative error of vᵀGv against dᵀB d, with d the central difference of the outputs along v."""
+    share = float(objective.baseline.local_weights[0])
+
+    def tapped(point: Tensor) -> TappedLoss:
+        return objective.tap(objective.module_at(point), objective.batches[0])
+
+    def local(step: float) -> Tensor:
+        with objective.box():
+            ahead, behind = (tapped(theta + s * step * v).outputs.detach() for s in (1, -1))
+            change = (ahead - behind) / (2 * step)
+            return share * (change * output_hessian(tapped(theta))(change)).sum()
+
+    def error(step: float) -> float:
+        expected = float(objective.collective.total(partial(local, step)))
+        return abs(form - expected) / max(expected, 1e-300) if form or expected else 0.0
+
+    return _first_small(error(multiple * relative_step(theta, v)) for multiple in _STEPS)
 
 
 def _gradient_error(objective: Objective, theta: Tensor, v: Tensor) -> float:

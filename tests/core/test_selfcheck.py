@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from lmc_lightning.core.collective import Collective, InterruptedMeasurementError
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.core.selfcheck import SelfCheck, pruned_nodes, self_check
+from lmc_lightning.core.selfcheck import SelfCheck, pruned_nodes, self_check, self_check_outputs
 from tests import oracles
 from tests.problems import ConvNet, Vector, images, linear_regression, normal, softmax_regression
 
@@ -298,3 +298,38 @@ def test_memory_that_runs_out_is_no_verdict() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         self_check(found)
     assert torch.equal(found.theta(), theta)
+
+
+# -- through the outputs -----------------------------------------------------------------------------------------------
+
+
+class HalfTheDerivative(torch.autograd.Function):
+    """exp with a right backward whose own derivative by the incoming gradient is half of what it should be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return (0.5 * gradient + 0.5 * gradient.detach()) * ctx.saved_tensors[0].exp()
+
+
+@pytest.mark.parametrize("module", [mlp(nn.Tanh()), mlp(nn.ReLU()), mlp(Applies(Exp))])
+def test_right_derivatives_of_the_outputs_pass(module: nn.Module) -> None:
+    found = self_check_outputs(objective(module))
+    assert found.verdict == "exact"
+    assert found.relative_error < 1e-6
+
+
+def test_wrong_derivatives_of_the_outputs_are_told() -> None:
+    found = self_check_outputs(objective(mlp(Applies(HalfTheDerivative))))
+    assert found.verdict == "no_hessian"
+    assert re.match(r"the outputs' derivatives are wrong \(relative error", found.reason)
+
+
+def test_outputs_that_do_not_depend_on_the_parameters_are_right() -> None:
+    module = Vector(torch.zeros(3, dtype=torch.float64))
+    found = self_check_outputs(objective(module, lambda m, b: F.mse_loss(m.theta.sum() * 0 * b[0], b[0])))
+    assert (found.verdict, found.relative_error) == ("exact", 0.0)
