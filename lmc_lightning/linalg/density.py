@@ -39,7 +39,17 @@ class Quadrature:
 
     def moment(self, power: int) -> tuple[float, float]:
         """tr A^power and its standard error over probes (NaN for a single one)."""
-        return _mean_and_stderr(self.num_params * (self.weights * self.nodes**power).sum(dim=1))
+        return _as_floats(self.num_params * (self.weights * self.nodes**power).sum(dim=1))
+
+    @property
+    def traces(self) -> Tensor:
+        """The estimate of tr A from each probe, ``(R,)`` float64."""
+        return self.num_params * (self.weights * self.nodes).sum(dim=1)
+
+    @property
+    def sampled_masses(self) -> Tensor:
+        """‖Πv‖² of each probe of squared norm P, ``(R,)`` float64."""
+        return self.num_params * self.weights[:, self.num_deflated :].sum(dim=1)
 
     @property
     def trace(self) -> float:
@@ -66,6 +76,11 @@ class Quadrature:
         """Sum of the positive eigenvalues."""
         return self.num_params * self._mass(self.nodes.clamp(min=0))
 
+    @property
+    def positive_trace_stderr(self) -> float:
+        """Standard error of ``positive_trace`` over probes."""
+        return self.num_params * self._masses(self.nodes.clamp(min=0))[1]
+
     def effective_rank_entropy(self) -> float:
         """Exponential of the entropy of the positive spectrum: exp(−P Σ_k w_k q_k ln q_k), q_k = ν_k / Σλ₊, ν_k > 0."""
         total = self.positive_trace
@@ -82,6 +97,14 @@ class Quadrature:
         """Share of the eigenvalues within ±threshold."""
         return self._mass(self.nodes.abs() <= threshold)
 
+    def negative_mass_stderr(self, threshold: float) -> float:
+        """Standard error of ``negative_mass`` over probes."""
+        return self._masses(self.nodes < -threshold)[1]
+
+    def null_mass_stderr(self, threshold: float) -> float:
+        """Standard error of ``null_mass`` over probes."""
+        return self._masses(self.nodes.abs() <= threshold)[1]
+
     def density(self, grid: Tensor, bandwidth: float) -> Tensor:
         """Density of the eigenvalues at ``grid`` ``(G,)`` [1/eigenvalue], smoothed by a Gaussian.
 
@@ -92,12 +115,14 @@ class Quadrature:
         """
         if not bandwidth > 0:
             raise ValueError(f"bandwidth is a standard deviation and must be positive, got {bandwidth}")
-        offsets = (grid.to(self.nodes)[:, None] - self.nodes.flatten()) / bandwidth
-        kernel = torch.exp(-0.5 * offsets**2) / (bandwidth * math.sqrt(2 * math.pi))
-        return kernel @ self.weights.flatten() / len(self.weights)
+        return gaussian_mixture(grid, self.nodes.flatten(), self.weights.flatten() / len(self.weights), bandwidth)
 
     def _mass(self, values: Tensor) -> float:
-        return float((self.weights * values).sum(dim=1).mean())
+        return self._masses(values)[0]
+
+    def _masses(self, values: Tensor) -> tuple[float, float]:
+        """Mean over probes of Σ w·values, and its standard error."""
+        return _as_floats((self.weights * values).sum(dim=1))
 
 
 def spectral_quadrature(
@@ -107,6 +132,7 @@ def spectral_quadrature(
     *,
     deflation: Deflation | None = None,
     block_size: int = 1,
+    first: Callable[[Tensor, list[int]], Tensor] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Quadrature:
     """Quadrature of the spectral density of A: Gauss nodes and weights of each probe's tridiagonal (arXiv 1901.10159).
@@ -124,6 +150,8 @@ def spectral_quadrature(
         num_steps: Products per probe, at least 2.
         deflation: What is known of A already.
         block_size: Probes that advance together, holding ``block_size · num_steps`` vectors.
+        first: Takes the place of ``matvec`` for the first product of each probe, whose direction within the complement
+            is then multiplied; also given the numbers of the probes.
         should_stop: Asked after each block of probes; True ends with the probes done.
 
     Raises:
@@ -137,7 +165,7 @@ def spectral_quadrature(
     num_params = 0
     for block in _blocks(probes, block_size):
         num_params = block[0].numel()
-        for rule in _gauss_rules(matvec, block, num_steps, known):
+        for rule in _gauss_rules(matvec, block, num_steps, known, first, len(nodes)):
             nodes.append(rule[0])
             weights.append(rule[1])
         if should_stop is not None and should_stop():
@@ -156,28 +184,40 @@ def spectral_quadrature(
 
 
 def _gauss_rules(
-    matvec: Matvec, probes: list[Tensor], num_steps: int, known: Deflation
+    matvec: Matvec,
+    probes: list[Tensor],
+    num_steps: int,
+    known: Deflation,
+    first: Callable[[Tensor, list[int]], Tensor] | None,
+    number: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Nodes and weights of each probe, one node per product; none for a probe within the known span."""
     spaces = [KrylovSpace(probe, excluded=known.blocks, rows_per_block=num_steps) for probe in probes]
     masses = [(space.residual_norm / norm64(probe)) ** 2 for space, probe in zip(spaces, probes, strict=True)]
-    _grow_together(matvec, spaces, num_steps)
+    _grow_together(matvec, spaces, num_steps, first, number)
     for space, mass in zip(spaces, masses, strict=True):
         ritz = space.ritz()
         yield ritz.values, mass * ritz.coordinates[:1].flatten() ** 2
 
 
-def _grow_together(matvec: Matvec, spaces: list[KrylovSpace], num_steps: int) -> None:
-    """Up to ``num_steps`` products for each space, those of one step as one block."""
-    for _ in range(num_steps):
-        active = [space for space in spaces if not space.breakdown]
+def _grow_together(
+    matvec: Matvec,
+    spaces: list[KrylovSpace],
+    num_steps: int,
+    first: Callable[[Tensor, list[int]], Tensor] | None,
+    number: int,
+) -> None:
+    """Up to ``num_steps`` products for each space, those of one step as one block; ``number`` is that of the first."""
+    for step in range(num_steps):
+        active = [index for index, space in enumerate(spaces) if not space.breakdown]
         if not active:
             return
-        directions = [space.advance() for space in active]
-        together = len(active) > 1
-        products = matvec(torch.stack(directions, dim=1)).unbind(1) if together else [matvec(directions[0])]
-        for space, product in zip(active, products, strict=True):
-            space.absorb(product)
+        directions = [spaces[index].advance() for index in active]
+        together = torch.stack(directions, dim=1) if len(active) > 1 else directions[0]
+        products = matvec(together) if first is None or step else first(together, [number + i for i in active])
+        columns = products.unbind(1) if len(active) > 1 else [products]
+        for index, product in zip(active, columns, strict=True):
+            spaces[index].absorb(product)
 
 
 def _blocks(probes: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
@@ -186,7 +226,21 @@ def _blocks(probes: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
         yield block
 
 
-def _mean_and_stderr(values: Tensor) -> tuple[float, float]:
+def gaussian_mixture(grid: Tensor, nodes: Tensor, weights: Tensor, bandwidth: float) -> Tensor:
+    """Σ_k w_k N(x; ν_k, bandwidth²) at the points x of ``grid`` ``(G,)``, float64."""
+    offsets = (grid.to(nodes)[:, None] - nodes) / bandwidth
+    kernel = torch.exp(-0.5 * offsets**2) / (bandwidth * math.sqrt(2 * math.pi))
+    return kernel @ weights
+
+
+def mean_and_stderr(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the rows, and its standard error, NaN for a single one."""
+    mean = values.mean(dim=0)
     if len(values) < 2:
-        return float(values.mean()), math.nan
-    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+        return mean, torch.full_like(mean, math.nan)
+    return mean, values.std(dim=0) / math.sqrt(len(values))
+
+
+def _as_floats(values: Tensor) -> tuple[float, float]:
+    mean, stderr = mean_and_stderr(values)
+    return float(mean), float(stderr)

@@ -50,7 +50,8 @@ class Eigenpairs:
 
     def deflation(self) -> Deflation:
         """The converged pairs as known part of A."""
-        vectors = self.eigenvectors[self.converged.to(self.eigenvectors.device)]
+        every = bool(self.converged.all())
+        vectors = self.eigenvectors if every else self.eigenvectors[self.converged.to(self.eigenvectors.device)]
         leak = float(self.residuals[self.converged].square().sum())
         return Deflation(self.eigenvalues[self.converged], (vectors,), leak)
 

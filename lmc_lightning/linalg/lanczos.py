@@ -93,7 +93,8 @@ class KrylovSpace:
     Lanczos T is tridiagonal and b = ‖r‖ eₘ; after ``restart`` the kept Ritz vectors make T an arrowhead (thick restart,
     doi:10.1137/S0895479898334605). E holds the components of A Q within Q that an exact symmetric operator does not
     have: rounding, noise, asymmetry. They are recorded, so the residual of a Ritz pair (θ, Q y) costs no product and is
-    true in floating point: ``‖A Q y − θ Q y‖² = (bᵀy)² + ‖E y‖²``. (A restart forgets E in the directions it discards.)
+    true in floating point: ``‖A Q y − θ Q y‖² = (bᵀy)² + ‖E y‖²``, and what ``inject`` drops of A Q is added to it. (A
+    restart forgets E in the directions it discards.)
 
     Attributes:
         basis: Q as rows.
@@ -119,6 +120,8 @@ class KrylovSpace:
         self._num_excluded = sum(len(block) for block in self._excluded)
         self._eps = torch.finfo(start.dtype).eps
         self._defect = self.projected
+        self._dropped = torch.zeros(0, dtype=torch.float64)
+        self.residual_norm = 0.0
         self.inject(start)
 
     @property
@@ -151,6 +154,7 @@ class KrylovSpace:
         norm = norm64(vector)
         if not 0 < norm < math.inf:
             raise ValueError(f"expected a finite, non-zero vector to start from, got one of norm {norm}")
+        self._dropped[-1:] = self.residual_norm
         self.residual = vector.detach().clone()
         orthogonalise_(self.residual, self._excluded + self.basis.blocks())
         self.residual_norm = norm64(self.residual)
@@ -161,6 +165,7 @@ class KrylovSpace:
         """Make the normalised residual the next basis vector q ``(P,)``; ``absorb`` waits for A q."""
         self.projected = _bordered(self.projected, self._coupling)
         self._defect = _bordered(self._defect, torch.zeros_like(self._coupling))
+        self._dropped = torch.cat([self._dropped, torch.zeros(1, dtype=torch.float64)])
         return self.basis.append(self.residual / self.residual_norm)
 
     def absorb(self, product: Tensor) -> None:
@@ -187,8 +192,8 @@ class KrylovSpace:
         """All Ritz pairs with their residuals; no product, O(m³)."""
         values, coordinates = torch.linalg.eigh(self.projected)
         values, coordinates = values.flip(0), coordinates.flip(1)
-        within = torch.linalg.vector_norm(self._defect @ coordinates, dim=0)
-        return RitzPairs(values, coordinates, torch.hypot(self._coupling @ coordinates, within))
+        within = torch.cat([self._defect @ coordinates, self._dropped[:, None] * coordinates])
+        return RitzPairs(values, coordinates, torch.hypot(self._coupling @ coordinates, within.norm(dim=0)))
 
     def restart(self, kept: RitzPairs) -> None:
         """Shrink to the Ritz vectors ``kept`` (a selection), which stay coupled to the residual."""
@@ -196,6 +201,7 @@ class KrylovSpace:
         self.basis.replace(rotation.T)
         self.projected = torch.diag(kept.values)
         self._defect = rotation.T @ self._defect @ rotation
+        self._dropped = (self._dropped[:, None] * rotation).norm(dim=0)
         self._coupling = self._coupling @ rotation
 
 

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_SLICE = {"cpu": 1 << 16}
+"""Columns of a set of vectors that are worked on at a time, by device type; elsewhere ``_LARGE_SLICE``."""
+_LARGE_SLICE = 1 << 22
+
 
 @dataclass(frozen=True)
 class Deflation:
@@ -76,15 +80,34 @@ class OrthonormalRows:
 def orthogonalise_(vector: Tensor, blocks: Sequence[Tensor]) -> Tensor:
     """Remove the span of orthonormal rows from ``vector`` ``(P,)`` in place; returns the coefficients in float64.
 
-    Classical Gram–Schmidt in two passes ("twice is enough"), each of them two matrix–vector products per block.
+    Classical Gram–Schmidt in two passes ("twice is enough"), slice by slice: inner products of the slices are summed in
+    float64, as sums of 10⁷ terms in float32 would be wrong in the third digit, and the second pass's inner products are
+    taken while its slice is still in the cache.
     """
-    removed = torch.zeros(sum(len(block) for block in blocks), dtype=torch.float64)
-    for _ in range(2 if blocks else 0):
-        parts = [block @ vector for block in blocks]
-        for block, part in zip(blocks, parts, strict=True):
-            vector.addmv_(block.T, part, alpha=-1)
-        removed += torch.cat(parts).to(removed)
-    return removed
+    width = _SLICE.get(vector.device.type, _LARGE_SLICE)
+    slices = [slice(left, left + width) for left in range(0, vector.numel(), width)]
+    first = torch.zeros(sum(len(block) for block in blocks), dtype=torch.float64, device=vector.device)
+    if not blocks:
+        return first.cpu()
+    second = torch.zeros_like(first)
+    for part in slices:
+        first += _inner_products(vector[part], blocks, part)
+    for part in slices:
+        _subtract(vector[part], blocks, part, first)
+        second += _inner_products(vector[part], blocks, part)
+    for part in slices:
+        _subtract(vector[part], blocks, part, second)
+    return (first + second).cpu()
+
+
+def _inner_products(piece: Tensor, blocks: Sequence[Tensor], part: slice) -> Tensor:
+    return torch.cat([block[:, part] @ piece for block in blocks]).double()
+
+
+def _subtract(piece: Tensor, blocks: Sequence[Tensor], part: slice, coefficients: Tensor) -> None:
+    sizes = [len(block) for block in blocks]
+    for block, own in zip(blocks, torch.split(coefficients.to(piece), sizes), strict=True):
+        piece.addmv_(block[:, part].T, own, alpha=-1)
 
 
 def norm64(vector: Tensor) -> float:

@@ -1,7 +1,7 @@
 """Trace of a symmetric operator from random probes, with an honest standard error, to a requested precision."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,6 +78,7 @@ def trace_to_precision(
     confidence: float = 0.95,
     num_sketch: int = 16,
     deflation: Deflation | None = None,
+    earlier: Sequence[float] = (),
     max_products: int = 256,
     should_stop: Callable[[], bool] | None = None,
 ) -> TraceEstimate:
@@ -99,6 +100,7 @@ def trace_to_precision(
         confidence: Of the interval.
         num_sketch: Dimension of the Krylov sketch, 0 for none; held in memory. Unused if ``deflation`` is given.
         deflation: What is known of A already, in place of a sketch; independent of the probes.
+        earlier: Independent samples of tr A that are there already, taken under the same ``deflation``.
         max_products: Budget, sketch included; at least 8 probes are always taken.
         should_stop: Asked after every product from the eighth probe on; True ends the run with what there is.
     """
@@ -106,17 +108,20 @@ def trace_to_precision(
     if deflation is None and num_sketch > 0:
         deflation = lanczos(matvec, draw_probe(), num_sketch).deflation()
         spent = len(deflation.values)
-    samples: list[float] = []
+    samples = list(earlier)
     while True:
-        samples.append(_sample(matvec, draw_probe(), deflation))
         if len(samples) < MIN_PROBES:
+            samples.append(_sample(matvec, draw_probe(), deflation))
+            spent += 1
             continue
-        estimate = _estimate(samples, spent + len(samples))
+        estimate = _estimate(samples, spent)
         precise = estimate.half_width(confidence) <= tolerance * abs(estimate.value)
         if precise and len(samples) >= MIN_PROBES_TO_STOP:
             return estimate
         if estimate.num_matvecs >= max_products or (should_stop is not None and should_stop()):
             return replace(estimate, converged=precise)
+        samples.append(_sample(matvec, draw_probe(), deflation))
+        spent += 1
 
 
 def _sample(matvec: Matvec, probe: Tensor, deflation: Deflation | None) -> float:

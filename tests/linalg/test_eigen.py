@@ -72,6 +72,13 @@ def test_residuals_are_true_and_values_interlace_for_any_spectrum(spectrum, seed
     assert (pairs.eigenvalues[top:] >= ordered[len(ordered) - len(pairs.eigenvalues) + top :] - 1e-13 * size).all()
 
 
+def test_residuals_count_what_is_dropped_where_the_space_is_taken_for_invariant():
+    matrix = Counted(rotated([0.0, 1.0, 0.0, 2.0, 40.0, 40.0]))
+    pairs = extreme_eigenpairs(matrix, gaussian_vector(6, 1), num_largest=0, num_smallest=1, max_products=5)
+    assert true_residuals(matrix.matrix, pairs)[0] > 1e-12
+    assert (true_residuals(matrix.matrix, pairs) - pairs.residuals).abs().max() <= 1e-13 * 40
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_outliers_over_a_bulk_converge_within_the_budget(seed):
     matrix = rotated(BULK_WITH_OUTLIERS, seed)

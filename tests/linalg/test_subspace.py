@@ -81,3 +81,15 @@ def test_deflation_splits_trace_and_frobenius_norm_for_any_orthonormal_vectors()
     assert known.values.sum() + rest.trace() == pytest.approx(float(matrix.trace()), rel=1e-13)
     total = known.values.square().sum() + 2 * known.leak + rest.square().sum()
     assert total == pytest.approx(float(matrix.square().sum()), rel=1e-13)
+
+
+def test_long_float32_vectors_stay_orthogonal_to_rounding():
+    """Inner products of 2²² terms, which float32 sums would leave wrong in the fifth digit."""
+    size = 1 << 22
+    start = torch.rand(size, generator=torch.Generator().manual_seed(0)) + 1  # all of one sign: nothing cancels
+    row = start / norm64(start)
+    vector = start + torch.randn(size, generator=torch.Generator().manual_seed(1))
+    expected = dot64(row, vector)
+    coefficients = orthogonalise_(vector, [row[None]])
+    assert float(coefficients[0]) == pytest.approx(expected, rel=1e-6)
+    assert abs(dot64(row, vector)) < 1e-7 * norm64(vector)
