@@ -1,39 +1,36 @@
 """Eigenvalues, trace and density of the Hessian while a network trains."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.bridge import StepBatch
+from lmc_lightning.callbacks.second_order import SecondOrder
+from lmc_lightning.callbacks.spectrum_attribution import attribute
+from lmc_lightning.callbacks.spectrum_figures import draw_block_densities, draw_density
+from lmc_lightning.callbacks.spectrum_options import check_choices, check_limits, check_numbers
+from lmc_lightning.callbacks.spectrum_quantities import cost_evidence, spectrum_arrays, spectrum_quantities
 from lmc_lightning.callbacks.visits import Visit
-from lmc_lightning.core.collective import InterruptedMeasurementError
+from lmc_lightning.core.hvp import CurvatureProduct
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.core.selfcheck import NUM_EXAMPLES, SelfCheck, self_check
-from lmc_lightning.core.structure import NotSliceableError, cut
-from lmc_lightning.landscape.curvature import SpectrumResult, Stability, spectrum, stability
-from lmc_lightning.plotting.density import plot_density
-from lmc_lightning.plotting.style import figure_of
-from lmc_lightning.recording import Measurement, Quantity, Status
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-GRID_POINTS = 512
-BANDWIDTH_SHARE = 0.01
-"""Bandwidth of the drawn density, as a share of the spectrum's width."""
+from lmc_lightning.landscape.blocks import Blocks
+from lmc_lightning.landscape.curvature import Operator, spectrum
+from lmc_lightning.landscape.exact_trace import ExactnessCheck
+from lmc_lightning.landscape.spectrum_result import SpectrumResult
+from lmc_lightning.landscape.stability import Stability, stability
+from lmc_lightning.recording import Measurement, Quantity
 
 
 class HessianSpectrum(MeasurementCallback):
     """Extreme eigenvalues, trace and density of the Hessian of the mean training loss.
 
     One Lanczos run gives both ends of the spectrum, with a residual for each pair; stochastic Lanczos quadrature on the
-    complement of what converged gives trace, density and effective rank. Costs up to ``max_products + num_probes ·
-    num_steps`` Hessian products over the probe set, at about 2 gradients each while the gradient graphs fit in memory.
+    complement of what converged gives trace, density and ranks. Costs up to ``max_products + num_probes · num_steps``
+    Hessian products over the probe set, at about 2 gradients each while the gradient graphs fit in memory. A visit
+    starts from the eigenvectors of the last one of the run; each is right to its tolerance, whatever its start. The
+    stability of Adam, and of groups of different learning rates, takes a Lanczos run of its own.
 
     ======================================  =========================================================================
     ``hessian/lambda_max``                  largest eigenvalue
@@ -42,179 +39,205 @@ class HessianSpectrum(MeasurementCallback):
     ``hessian/eigenvalue_{2..k}``           the next ones, in descending order
     ``hessian/lambda_min``                  smallest (most negative) eigenvalue
     ``hessian/negative_eigenvalue_{2..k}``  the ones above it, in ascending order
-    ``hessian/trace``                       tr H, unbiased, with ``_stderr`` over probes and ``_stderr_data`` over data
-    ``hessian/effective_rank``              Σλ₊/λ_max
+    ``hessian/trace``                       tr H, with ``_stderr`` over probes, 0 if exact, and ``_stderr_data``
+                                            over data
+    ``hessian/effective_rank``              Σλ₊/λ_max, with ``_stderr``
+    ``hessian/stable_rank``                 ‖H‖²_F/λ_max², with ``_stderr``
+    ``hessian/negative_mass``               share of the eigenvalues below 0 by more than the resolution; ``_stderr``
+    ``hessian/overlap``                     ‖UᵀU'‖²_F/k with the k top eigenvectors U' of the last visit, from the
+                                            second visit on
+    ``hessian/grad_in_topk``                ‖Uᵀg‖²/‖g‖²: share of the gradient in the k top eigenvectors
+    ``hessian/layer_mass/{tensor}``         share of the top eigenvector in a parameter tensor, of the largest five
     ``hessian/stability``                   λ_max in units of the optimizer's threshold: above 1, full-batch training is
-                                            linearly unstable (SGD family; else ``no_stability`` in the evidence)
+                                            linearly unstable (SGD, Adam, AdamW; else ``no_stability`` in the evidence)
+    ``hessian/lambda_max/{block}``          with ``blocks=``: largest eigenvalue of a diagonal block, of the
+                                            largest five
+    ``hessian/trace/{block}``               with ``blocks=``: the trace of those
+    ``hessian/lambda_max_share/{class}``    with ``attribution=True``: share of λ_max that a class of examples carries,
+                                            of the largest five
+    ``hessian/lambda_max_top_percent``      with ``attribution=True``: share of λ_max that the hundredth of the examples
+                                            carries that carries most
+    ``hessian/trace_share/{class}``         with ``attribution=True``: the same of the trace, where it is exact
+    ``hessian/trace_top_percent``           with ``attribution=True``: the same of the trace, where it is exact
+    ``hessian/frobenius_sq``                table only: ‖H‖²_F = tr H²
+    ``hessian/effective_rank_entropy``      table only: exponential of the entropy of the positive eigenvalues
+    ``hessian/null_mass``                   table only: share of the eigenvalues within the resolution of 0
+    ``hessian/spectral_radius``             table only: largest abs(λ)
+    ``hessian/trace_per_param``             table only: tr H/P, the mean eigenvalue
+    ``hessian/trace/{tensor}``              table only: trace of the diagonal block of a parameter tensor
     ``hessian/ritz_values``                 histogram of the eigenvalue estimates, unweighted
     ``hessian/density``                     figure of the smoothed spectral density, logarithmic
+    ``hessian/attribution``                 figure, with ``attribution=True``: shares of λ_max, and the images of the
+                                            largest
+    ``hessian/block_density``               figure, with ``blocks=``: densities of the five blocks of largest λ_max
     ======================================  =========================================================================
 
-    Sources: Ghorbani et al. (arXiv 1901.10159) for the density, Cohen et al. (arXiv 2103.00065) for the threshold.
+    The table also has layer masses, and numbers of blocks with their densities, of all tensors and blocks. With another
+    ``operator``, its name takes the place of ``hessian`` in the keys, and what concerns negative eigenvalues and
+    stability is left out.
+
+    Sources: Ghorbani et al. (arXiv 1901.10159) for the density, Cohen et al. (arXiv 2103.00065) for the threshold,
+    Gur-Ari et al. (arXiv 1812.04754) for the gradient in the top subspace.
 
     Args:
+        operator: ``"hessian"``, ``"ggn"`` (Gauss–Newton; the Fisher information of cross-entropy) or
+            ``"empirical_fisher"`` (second moment of the gradients of single examples).
         num_eigenvalues: pairs at the top.
-        num_negative: pairs at the bottom.
+        num_negative: pairs at the bottom; 1 by default, and 0 for matrices without negative eigenvalues.
         num_probes: random probes of trace and density; 8 or more for error bars worth the name, 0 for neither.
         num_steps: Hessian products per probe.
         tolerance: relative residual at which a top eigenvalue counts as converged.
         max_products: most products for the eigenvalues; what has not converged then is flagged.
+        trace: ``"auto"`` takes it exactly where that can be had; ``"sampled"`` from probes.
+        trace_tolerance: where it is sampled, until its 95 % interval is within ±trace_tolerance·|trace|.
+        blocks: also measure the diagonal blocks of each ``"module"`` or ``"tensor"``, at up to ``num_steps`` products.
         density: draw the density and the histogram.
+        attribution: also find what each example and class contributes to λ_max and to an exact trace (4 gradients).
+        warm_start: start from the last visit's eigenvectors; ``False`` makes every visit independent of the others.
+        keep_eigenvectors: write the pairs of each visit to ``<log_dir>/lmc/arrays/*.npz``: plain arrays, which numpy
+            reads without torch and without pickles.
+        memory_budget: for cached gradient graphs and Lanczos vectors [bytes]; by default a quarter of what is free.
+        block_size: vectors multiplied at a time; by default 1 on the CPU and 16 elsewhere, as memory allows.
         **common: see :class:`MeasurementCallback`.
     """
 
     kind = "hessian"
-    advice = "Raise max_products, or tolerance."
+    advice = "Raise max_products (num_steps for blocks), or tolerance."
 
     def __init__(
         self,
         *,
+        operator: Operator = "hessian",
         num_eigenvalues: int = 5,
-        num_negative: int = 1,
+        num_negative: int | None = None,
         num_probes: int = 8,
         num_steps: int = 24,
         tolerance: float = 1e-3,
         max_products: int = 64,
+        trace: Literal["auto", "sampled"] = "auto",
+        trace_tolerance: float | None = None,
+        blocks: Blocks | None = None,
         density: bool = True,
+        attribution: bool = False,
+        warm_start: bool = True,
+        keep_eigenvectors: bool = False,
+        memory_budget: int | None = None,
+        block_size: int | None = None,
         **common: Any,
     ) -> None:
+        check_choices(operator, trace, blocks)
+        self.kind = operator
         super().__init__(**common)
-        if num_eigenvalues < 1 or num_negative < 0 or num_probes < 0 or num_steps < 1:
-            raise ValueError(
-                f"Expected num_eigenvalues ≥ 1, num_negative ≥ 0, num_probes ≥ 0 and num_steps ≥ 1, got "
-                f"{num_eigenvalues}, {num_negative}, {num_probes} and {num_steps}."
-            )
-        if not 0 < tolerance < 1 or max_products < 1:
-            raise ValueError(f"Expected 0 < tolerance < 1 and max_products ≥ 1, got {tolerance} and {max_products}.")
-        self.num_eigenvalues, self.num_negative = num_eigenvalues, num_negative
-        self.num_probes, self.num_steps = num_probes, num_steps
-        self.tolerance, self.max_products = tolerance, max_products
-        self.density = density
-        self._check: SelfCheck | None = None
+        num_negative = int(operator == "hessian") if num_negative is None else num_negative
+        check_numbers(operator, num_eigenvalues, num_negative, num_probes, num_steps)
+        check_limits(tolerance, max_products, trace_tolerance, memory_budget, block_size)
+        self.operator, self.num_probes, self.density, self.attribution = operator, num_probes, density, attribution
+        self.warm_start, self.keep_eigenvectors, self.memory_budget = warm_start, keep_eigenvectors, memory_budget
+        self.min_effort = 0.25 if num_probes else 1.0
+        self._options: dict[str, Any] = {
+            "operator": operator,
+            "num_eigenvalues": num_eigenvalues,
+            "num_negative": num_negative,
+            "num_steps": num_steps,
+            "tolerance": tolerance,
+            "max_products": max_products,
+            "trace": trace,
+            "trace_tolerance": trace_tolerance,
+            "blocks": blocks,
+            "block_size": block_size,
+        }
+        self._second_order = SecondOrder(self, of_outputs=operator != "hessian")
+        self._last_vectors: Tensor | None = None
+        self._exactness: ExactnessCheck | None = None
 
     def measure(self, visit: Visit) -> Measurement:
-        """The spectrum of the Hessian at this visit."""
-        objective = self._verified(visit)
+        """The spectrum at this visit."""
+        objective = self._second_order.objective(visit)
+        theta, limits = objective.theta(), list[Stability]()
+
+        def follow_up(product: CurvatureProduct, result: SpectrumResult) -> None:
+            limits.append(self._stability(visit, product, result))
+
         result = spectrum(
             objective,
-            objective.theta(),
-            num_eigenvalues=self.num_eigenvalues,
-            num_negative=self.num_negative,
-            num_probes=self.num_probes,
-            num_steps=self.num_steps,
-            tolerance=self.tolerance,
-            max_products=self.max_products,
+            theta,
+            num_probes=visit.scaled(self.num_probes),
             generator=visit.generator,
+            previous=self._previous(visit, theta),
+            warm=self.warm_start,
+            exactness=self._exactness if visit.trainer is not None else None,
+            progress=visit.progress,
+            follow_up=follow_up,
+            **self._options,
         )
-        drawn = self.density and result.quadrature is not None
+        self._remember(visit, result)
+        measurement = self._measurement(visit, objective, result, limits[0])
+        if not self.attribution:
+            return measurement
+        return attribute(objective, theta, result, self.operator).added_to(measurement, self.key, visit.epoch)
+
+    def _measurement(self, visit: Visit, objective: Objective, result: SpectrumResult, limit: Stability) -> Measurement:
+        quantities = list(spectrum_quantities(result, self.key, self._second_order.status))
+        if limit.value is not None:
+            status = self._second_order.status(limit.converged)
+            residual = {} if limit.residual is None else {"residual": limit.residual}
+            quantities.append(Quantity(self.key("stability"), limit.value, evidence=residual, status=status))
+        drawn = self.density and result.quadrature is not None and result.eigenpairs is not None
         return Measurement(
-            tuple(self._quantities(result, visit)),
+            tuple(quantities),
             evidence={
-                "num_matvecs": result.num_matvecs,
-                "num_gradients": result.num_gradients,
+                **cost_evidence(result),
                 "gradient_norm": result.gradient_norm,
                 "converged": result.converged,
                 "num_params": result.num_params,
-                "no_stability": self._stability(result, visit).reason,
-                "self_check": asdict(self._check) if self._check else None,
+                "no_stability": limit.reason,
+                "self_check": self._second_order.evidence,
                 "second_order": objective.second_order,
             },
             histograms={self.key("ritz_values"): result.eigenpairs.ritz_values.numpy()} if drawn else {},  # type: ignore[union-attr]
-            figures={self.key("density"): partial(draw_density, result, visit)} if drawn else {},
+            figures=self._figures(visit, result) if drawn else {},
+            arrays={self.key("eigenvectors"): spectrum_arrays(result)} if self.keep_eigenvectors else {},
         )
 
-    def _verified(self, visit: Visit) -> Objective:
-        """The objective of this visit, by the route to second derivatives that the self-check of this run found."""
-        if self._check is None or visit.trainer is None:  # without a trainer, every module is another one
-            self._check = self._self_check(visit)
-            if self._check.verdict != "exact":
-                where = f" Look at {self._check.suspect}." if self._check.suspect else ""
-                rank_zero_warn(f"HessianSpectrum, self-check: {self._check.verdict}, {self._check.reason}.{where}")
-        if self._check.verdict != "finite_differences":
-            return visit.objective
-        return self._in_float64(visit, *visit.objective.batches, second_order="finite_differences")
+    def _figures(self, visit: Visit, result: SpectrumResult) -> dict[str, Callable[[], Any]]:
+        shown = (result, self.operator, visit.epoch, visit.objective.num_examples)
+        figures: dict[str, Callable[[], Any]] = {self.key("density"): partial(draw_density, *shown)}
+        if result.blocks:
+            figures[self.key("block_density")] = partial(draw_block_densities, *shown)
+        return figures
 
-    def _self_check(self, visit: Visit) -> SelfCheck:
-        try:
-            few = _few(visit.objective.batches[0])
-            return visit.objective.collective.agree(lambda: self_check(self._in_float64(visit, few), self.seed))
-        except InterruptedMeasurementError:
-            raise
-        except Exception as error:
-            return SelfCheck("unchecked", f"the step does not run in float64 ({type(error).__name__}: {error})")
+    def _stability(self, visit: Visit, product: CurvatureProduct, result: SpectrumResult) -> Stability:
+        if self.operator != "hessian":
+            return Stability(None, "Stability is a matter of the Hessian.")
+        return stability(
+            visit.optimizers,
+            visit.objective.layout,
+            lambda_max=result.lambda_max,
+            product=product,
+            tolerance=self._options["tolerance"],
+            max_products=self._options["max_products"],
+            max_basis=result.cost.max_basis,
+        )
 
-    def _in_float64(self, visit: Visit, *batches: StepBatch, **options: Any) -> Objective:
-        common: dict[str, Any] = {"trainer": visit.trainer, "loss_fn": visit.loss_fn, "dtype": torch.float64}
-        return self.objective(visit.module, batches, **common, **options)
+    def _previous(self, visit: Visit, theta: Tensor) -> Tensor | None:
+        """The last visit's eigenvectors, where it was one of this run and of as many parameters."""
+        known = self._last_vectors
+        return known if visit.trainer is not None and known is not None and known.shape[1] == len(theta) else None
 
-    def _status(self, converged: bool) -> Status:
-        if self._check is not None and self._check.verdict == "no_hessian":
-            return "unreliable"
-        return "ok" if converged else "not_converged"
+    def _remember(self, visit: Visit, result: SpectrumResult) -> None:
+        self._exactness, pairs = result.exactness, result.eigenpairs
+        small = pairs is not None and pairs.eigenvectors.nbytes <= result.cost.memory_budget // 2
+        self._last_vectors = pairs.eigenvectors.cpu() if pairs and small and visit.trainer is not None else None
+
+    def objective(self, *arguments: Any, **options: Any) -> Objective:
+        """The module's loss on given batches, under this callback's memory budget too."""
+        return super().objective(*arguments, **{"memory_budget": self.memory_budget, **options})
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check second derivatives anew in every run."""
+        """Check second derivatives anew in every run, and start it without knowledge of another."""
         super().setup(trainer, pl_module, stage)
-        self._check = None
+        self._second_order.check, self._last_vectors, self._exactness = None, None, None
 
-    def _quantities(self, result: SpectrumResult, visit: Visit) -> Iterator[Quantity]:
-        pairs = result.eigenpairs
-        assert pairs is not None
-        for index in range(len(pairs.eigenvalues)):
-            from_top = index < pairs.num_largest
-            if not from_top and index < len(pairs.eigenvalues) - 1:
-                name = f"negative_eigenvalue_{len(pairs.eigenvalues) - index}"
-            else:
-                name = ("lambda_max" if index == 0 else f"eigenvalue_{index + 1}") if from_top else "lambda_min"
-            yield Quantity(
-                self.key(name),
-                float(pairs.eigenvalues[index]),
-                stderr_data=result.lambda_max_stderr_data if name == "lambda_max" else None,
-                evidence={"residual": float(pairs.residuals[index])},
-                status=self._status(bool(pairs.converged[index])),
-            )
-        if self.num_negative and pairs.num_largest == len(pairs.eigenvalues):  # of few parameters, the last one
-            yield Quantity(self.key("lambda_min"), result.lambda_min, evidence={"residual": float(pairs.residuals[-1])})
-        yield Quantity(self.key("lambda_max_residual"), float(pairs.residuals[0]))
-        if result.quadrature is not None:
-            probes = {"num_probes": self.num_probes, "num_steps": self.num_steps}
-            yield Quantity(
-                self.key("trace"), result.trace, result.trace_stderr, result.trace_stderr_data, evidence=probes
-            )
-            yield Quantity(self.key("effective_rank"), result.effective_rank, evidence=probes)
-        found = self._stability(result, visit)
-        if found.value is not None:
-            yield Quantity(self.key("stability"), found.value)
-
-    def _stability(self, result: SpectrumResult, visit: Visit) -> Stability:
-        if len(visit.optimizers) != 1 or result.lambda_max is None:
-            return Stability(None, "The threshold is known for one optimizer.")
-        kind, groups = visit.optimizers[0]
-        return stability(result.lambda_max, groups, kind)
-
-
-def _few(step_batch: StepBatch) -> StepBatch:
-    """The first examples of a batch, where it can be cut."""
-    try:
-        return step_batch._replace(batch=cut(step_batch.batch, 0, NUM_EXAMPLES))
-    except NotSliceableError:
-        return step_batch
-
-
-def draw_density(result: SpectrumResult, visit: Visit) -> "Figure":
-    """The spectral density of one visit, smoothed by a hundredth of the spectrum's width."""
-    quadrature = result.quadrature
-    assert quadrature is not None
-    low, high = float(quadrature.nodes.min()), float(quadrature.nodes.max())
-    width = max(high - low, 1e-12)
-    bandwidth = BANDWIDTH_SHARE * width
-    grid = torch.linspace(low - 0.05 * width, high + 0.05 * width, GRID_POINTS, dtype=torch.float64)
-    axes = plot_density(
-        grid.numpy(),
-        quadrature.density(grid, bandwidth).numpy(),
-        eigenvalues=result.eigenvalues.numpy(),
-        title=f"Hessian spectral density, epoch {visit.epoch}",
-        caption=f"{visit.objective.num_examples} training examples, {len(quadrature.nodes)} probes, "
-        f"bandwidth {bandwidth:.2g}, P = {result.num_params:,}",
-    )
-    return figure_of(axes)
+    def __getstate__(self) -> dict[str, Any]:
+        """Without eigenvectors, which belong to the run that goes on."""
+        return {**super().__getstate__(), "_last_vectors": None}

@@ -1,5 +1,7 @@
 """Pictures of spectra."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
@@ -47,5 +49,42 @@ def plot_density(
             ax.legend(loc="upper right")
         ax.set_xlabel("eigenvalue λ")
         ax.set_ylabel("density")
+        set_heading(ax, title, caption)
+    return ax
+
+
+def plot_densities(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    ax: Axes | None = None,
+    *,
+    title: str = "Eigenvalue densities of the diagonal blocks",
+    caption: str = "",
+    floor: float = 1e-6,
+) -> Axes:
+    """Spectral densities of several matrices over one axis of eigenvalues.
+
+    It runs linearly near 0 and logarithmically beyond, since blocks differ by orders of magnitude.
+
+    Args:
+        curves: name -> eigenvalues ``(n,)`` and the density at each ``(n,)``.
+        ax: where to draw; by default in a new figure.
+        title: of the figure.
+        caption: operator, data, bandwidth, probes.
+        floor: the axis ends at this share of the highest value.
+    """
+    lines = {name: (np.asarray(x, dtype=float), np.asarray(y, dtype=float)) for name, (x, y) in curves.items()}
+    widest = max((float(np.abs(x).max()) for x, _ in lines.values()), default=0.0)
+    highest = max((float(y.max()) for _, y in lines.values()), default=0.0)
+    with style():
+        ax = ax if ax is not None else new_axes()
+        ax.set_yscale("log")
+        ax.set_xscale("symlog", linthresh=max(1e-3 * widest, 1e-12))
+        for name, (x, y) in lines.items():
+            ax.plot(x, np.where(y > 0, y, np.nan), label=name)
+        if highest > 0:
+            ax.set_ylim(floor * highest, 3 * highest)
+        ax.set_xlabel("eigenvalue λ")
+        ax.set_ylabel("density")
+        ax.legend(loc="upper right")
         set_heading(ax, title, caption)
     return ax

@@ -1,15 +1,21 @@
 """The spectrum that is logged is that of a dense float64 Hessian, under the documented keys, at the scheduled steps."""
 
+import copy
 import math
+import pickle
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from lmc_lightning import HessianSpectrum, measure
+from lmc_lightning.callbacks.bridge import StepBatch
+from lmc_lightning.callbacks.probe_store import ProbeSet
 from tests import oracles
 from tests.callbacks.runs import (
     BATCH_SIZE,
@@ -22,6 +28,7 @@ from tests.callbacks.runs import (
     documented,
     fit,
     is_picture,
+    is_unlogged,
     with_errors,
 )
 from tests.problems import quadratic, with_spectrum
@@ -29,13 +36,29 @@ from tests.problems import quadratic, with_spectrum
 CHEAP: dict[str, Any] = {"num_eigenvalues": 2, "num_probes": 2, "num_steps": 4, "on_error": "raise"}
 
 
-def expanded(rows: dict[str, str], num_eigenvalues: int, num_negative: int) -> dict[str, str]:
-    """The rows with ``{2..k}`` written out."""
+TENSORS = [name for name, _ in Classifier().named_parameters()]
+"""Five, so that loggers show the share of each."""
+
+
+def expanded(
+    rows: dict[str, str],
+    *,
+    step: int = 3,
+    num_eigenvalues: int = 2,
+    num_negative: int = 1,
+    blocks: Any = (),
+    classes: Any = (),
+) -> dict[str, str]:
+    """The rows of a visit with their placeholders written out."""
     found = {}
     for key, text in rows.items():
         last = num_negative if "negative" in key else num_eigenvalues
-        numbers = range(2, last + 1) if "{2..k}" in key else [0]
-        found |= {key.replace("{2..k}", str(number)): text for number in numbers}
+        names = {"{2..k}": range(2, last + 1), "{tensor}": TENSORS, "{block}": blocks, "{class}": classes}
+        if "attribution=True" in text and not classes:
+            continue
+        placeholder = next((p for p in names if p in key), "")
+        if step or key != "hessian/overlap":  # which needs an earlier visit
+            found |= {key.replace(placeholder, str(n)): text for n in names.get(placeholder, [""])}
     return found
 
 
@@ -60,14 +83,42 @@ def test_the_keys_of_the_table_are_logged_at_the_scheduled_steps_and_no_others(
     logger = Rows()
     asked = CHEAP | {"num_eigenvalues": 3, "num_negative": 2, "probe_dataloader": batches(160)}  # two chunks
     fit(Classifier(), HessianSpectrum(**asked, **schedule), logger=logger)
-    rows = expanded(documented(HessianSpectrum), num_eigenvalues=3, num_negative=2)
-    assert logger.by_step("hessian") == {step: set(with_errors(rows)) for step in steps}
+    rows = documented(HessianSpectrum)
+    expected = {s: with_errors(expanded(rows, step=s, num_eigenvalues=3, num_negative=2)) for s in steps}
+    assert logger.by_step("hessian") == {step: set(keys) for step, keys in expected.items()}
+
+
+@pytest.mark.parametrize("blocks", ["module", "tensor"])
+def test_the_table_has_what_its_rows_say_and_the_blocks_that_are_asked_for(blocks: Any) -> None:
+    options = {**CHEAP, "num_steps": 20, "probe_dataloader": batches(160)}
+    logger, callback = TensorBoardLogger(), HessianSpectrum(**options, blocks=blocks, epochs=[0, 2])
+    fit(Classifier(), callback, logger=logger)
+    assert (6, "hessian/block_density") in logger.figures
+    names = TENSORS if blocks == "tensor" else ["net.0", "net.4", "net.6"]
+    rows = expanded(documented(HessianSpectrum), blocks=names)
+    shown = {f"hessian/{of}/{name}" for of in ("lambda_max", "trace") for name in names}
+    assert logger.by_step("hessian")[6] == set(with_errors(rows)) | shown
+    records = [r for r in callback.results if r.step == 6]
+    unlogged = {key for key, text in rows.items() if is_unlogged(text)} - shown
+    assert {r.name for r in records if r.log == "none"} == unlogged
+    values = {key for key, text in rows.items() if not is_picture(text) and not key.endswith("_stderr_data")}
+    assert {r.name for r in records} == values
+
+
+def test_the_card_of_the_readme_names_every_key() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (row,) = [line for line in readme.splitlines() if line.startswith("| `HessianSpectrum` |")]
+    abbreviated = {"hessian/lambda_max_stderr_data", "hessian/lambda_max_residual"}
+    assert set(documented(HessianSpectrum)) - abbreviated == set(re.findall(r"`(hessian/\S+?)`", row))
 
 
 def test_the_pictures_of_the_table_are_shown_at_the_scheduled_steps_and_no_others() -> None:
     logger = TensorBoardLogger()
     fit(Classifier(), HessianSpectrum(epochs=[0, 2], **CHEAP), logger=logger)
-    pictures = {key for key, text in documented(HessianSpectrum).items() if is_picture(text)}
+    pictures = {key for key, text in documented(HessianSpectrum).items() if is_picture(text)} - {
+        "hessian/block_density",
+        "hessian/attribution",
+    }
     assert {key for _, key in logger.histograms + logger.figures} == pictures
     assert [step for step, _ in logger.histograms] == [step for step, _ in logger.figures] == [0, 6]
 
@@ -75,9 +126,9 @@ def test_the_pictures_of_the_table_are_shown_at_the_scheduled_steps_and_no_other
 def test_what_is_not_asked_for_is_not_logged() -> None:
     logger = TensorBoardLogger()
     fit(Classifier(), HessianSpectrum(num_eigenvalues=1, num_negative=0, num_probes=0, epochs=[2]), logger=logger)
-    stability = {"hessian/stability"}
+    others = {"hessian/stability", "hessian/grad_in_topk", *(f"hessian/layer_mass/{name}" for name in TENSORS)}
     of_lambda = {f"hessian/lambda_max{suffix}" for suffix in ("", "_residual")}
-    assert logger.by_step("hessian") == {6: of_lambda | stability}
+    assert logger.by_step("hessian") == {6: of_lambda | others}
     assert not logger.histograms + logger.figures
 
 
@@ -97,7 +148,9 @@ def test_a_second_instance_logs_under_its_name() -> None:
         logger=logger,
     )
     keys = logger.by_step("hessian")
-    assert keys[6] == {re.sub(r"(_stderr)?$", r"/head\1", key, count=1) for key in keys[3]}
+    others = {key for key in keys[3] if "layer_mass" not in key or "net.6" in key}
+    others |= {"hessian/trace_stderr_data"}  # over examples, as the trace in the last layer alone is exact
+    assert keys[6] == {re.sub(r"(_stderr(_data)?)?$", r"/head\1", key, count=1) for key in others}
 
 
 # -- the numbers -------------------------------------------------------------------------------------------------------
@@ -173,17 +226,40 @@ def test_stability_is_lambda_in_units_of_the_threshold_of_the_optimizer() -> Non
     assert found["stability"].value == pytest.approx(0.2 * found["lambda_max"].value / (2 * (1 + 0.9)), rel=1e-12)
 
 
-class WithAdam(Classifier):
+class WithRMSprop(Classifier):
     def configure_optimizers(self) -> Any:
-        return torch.optim.Adam(self.parameters())
+        return torch.optim.RMSprop(self.parameters())
 
 
 def test_stability_is_not_reported_where_it_is_not_known_and_the_evidence_says_why() -> None:
     callback = HessianSpectrum(epochs=[2], **CHEAP)
-    fit(WithAdam(), callback)
+    fit(WithRMSprop(), callback)
     found = latest(callback)
     assert "stability" not in found
-    assert "SGD, not for Adam" in found["lambda_max"].evidence["no_stability"]
+    assert "SGD, Adam and AdamW, not for RMSprop" in found["lambda_max"].evidence["no_stability"]
+
+
+class WithAdam(Classifier):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def test_stability_under_adam_takes_products_of_its_own_that_are_counted_and_is_not_defined_at_the_start() -> None:
+    callback = HessianSpectrum(num_eigenvalues=1, num_probes=0, epochs=[0, 2], probe_dataloader=batches())
+    trainer = fit(module := WithAdam(), callback)
+    assert {r.step for r in callback.results if r.name == "hessian/stability"} == {6}
+    first, last = (next(r for r in callback.results if r.step == step) for step in (0, 6))
+    assert "has not taken a step" in first.evidence["no_stability"]
+    state = trainer.optimizers[0].state
+    roots = [(s["exp_avg_sq"] / (1 - 0.999**6)).sqrt() + 1e-8 for s in (state[p] for p in module.parameters())]
+    scale = (1 - 0.9**6) * torch.cat([root.flatten() for root in roots]).double()
+    preconditioned = dense_hessian(module, batches()) / scale.sqrt().outer(scale.sqrt())
+    expected = 0.01 * (1 - 0.9) * float(torch.linalg.eigvalsh(preconditioned)[-1]) / (2 * (1 + 0.9))
+    assert latest(callback)["stability"].value == pytest.approx(expected, rel=1e-4)
+    alone = measure(module, batches(), [sgd := HessianSpectrum(num_eigenvalues=1, num_probes=0)])
+    assert alone["hessian/lambda_max"] == pytest.approx(latest(callback)["lambda_max"].value, rel=1e-4)
+    assert last.evidence["num_matvecs"] > 15
+    assert sgd.min_effort == 1.0
 
 
 def test_a_spectrum_of_few_dimensions_gives_the_pairs_that_there_are() -> None:
@@ -223,7 +299,7 @@ def test_what_has_not_converged_is_flagged_and_warned_of_once_with_advice() -> N
         fit(Classifier(), callback)
     ours = [str(w.message) for w in caught if "converge" in str(w.message)]
     assert len(ours) == 1
-    assert re.search(r"at step 0 did not converge: hessian/lambda_max.*Raise max_products, or tolerance", ours[0])
+    assert re.search(r"at step 0 did not converge: hessian/lambda_max.*Raise max_products \(num", ours[0])
     assert {r.status for r in callback.results if r.name == "hessian/eigenvalue_3"} == {"not_converged"}
     assert all(r.evidence["converged"] is False for r in callback.results)
 
@@ -251,7 +327,14 @@ def test_a_network_of_nan_is_a_recorded_failure_and_training_goes_on() -> None:
     [
         ({"num_eigenvalues": 0}, r"Expected num_eigenvalues ≥ 1.*got 0, 1, 8 and 24"),
         ({"num_negative": -1}, r"num_negative ≥ 0.*got 5, -1, 8 and 24"),
-        ({"num_steps": 0}, r"num_steps ≥ 1"),
+        ({"num_steps": 1}, r"num_steps ≥ 2"),
+        ({"operator": "fisher"}, r"Expected operator to be 'hessian' or 'ggn' or 'empirical_fisher', got 'fisher'"),
+        ({"operator": "ggn", "num_negative": 1}, r"operator='ggn' has no negative eigenvalues: expected num_negative"),
+        ({"trace": "exact"}, r"Expected trace to be 'auto' or 'sampled', got 'exact'"),
+        ({"trace_tolerance": 1.0}, r"Expected 0 < trace_tolerance < 1 or None, got 1.0"),
+        ({"blocks": "layer"}, r"Expected blocks to be 'module' or 'tensor', got 'layer'"),
+        ({"memory_budget": -1}, r"Expected memory_budget ≥ 0 \[bytes\] or None, got -1"),
+        ({"block_size": 0}, r"Expected block_size ≥ 1 or None, got 0"),
         ({"num_probes": -2}, r"num_probes ≥ 0"),
         ({"tolerance": 0.0}, r"Expected 0 < tolerance < 1.*got 0.0"),
         ({"tolerance": 1.0}, r"Expected 0 < tolerance < 1"),
@@ -280,3 +363,155 @@ def test_the_probe_set_is_capped_at_the_examples_asked_for() -> None:
     one, many = (HessianSpectrum(num_examples=n, num_probes=0) for n in (BATCH_SIZE, NUM_EXAMPLES))
     first = measure(Classifier(), batches()[:1], [many])
     assert measure(Classifier(), batches(), [one]) == first
+
+
+# -- from visit to visit -----------------------------------------------------------------------------------------------
+
+
+def values_at(callback: HessianSpectrum, step: int) -> dict[str, float | None]:
+    return {r.name: r.value for r in callback.results if r.step == step}
+
+
+def test_a_later_visit_starts_from_the_vectors_of_the_last_and_finds_the_same_eigenvalues() -> None:
+    options = {**CHEAP, "tolerance": 1e-4, "probe_dataloader": batches()}
+    warm, cold = HessianSpectrum(**options), HessianSpectrum(**options, warm_start=False, name="cold")
+    fit(Classifier(), warm, cold)
+    for step in (0, 3, 6):
+        of_both = values_at(warm, step), {k.removesuffix("/cold"): v for k, v in values_at(cold, step).items()}
+        assert (of_both[0] == of_both[1]) is (step == 0)
+        for name in ("hessian/lambda_max", "hessian/eigenvalue_2", "hessian/lambda_min"):
+            assert of_both[0][name] == pytest.approx(of_both[1][name], rel=1e-4)
+        assert ("hessian/overlap" in of_both[0]) is ("hessian/overlap" in of_both[1]) is (step > 0)
+    assert values_at(warm, 3)["hessian/overlap"] == pytest.approx(values_at(cold, 3)["hessian/overlap/cold"], rel=0.01)
+
+
+def test_the_overlap_is_that_of_the_top_eigenvectors_of_two_visits() -> None:
+    class Keeps(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.states: list[Tensor] = []
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.states.append(oracles.flat_parameters(self))
+
+    module = Keeps()
+    start = oracles.flat_parameters(module)
+    probes = batches(double=True)
+    callback = HessianSpectrum(
+        num_eigenvalues=2, num_probes=0, tolerance=1e-8, steps=[0, 2], probe_dataloader=probes, on_error="raise"
+    )
+    fit(module, callback, precision="64-true")
+    loss = oracles.mean_loss(module, probes, cross_entropy, [float(len(labels)) for _, labels in probes])
+    old, new = (torch.linalg.eigh(oracles.dense_hessian(loss, theta))[1][:, -2:] for theta in (start, module.states[1]))
+    expected = float((old.T @ new).square().sum()) / 2
+    assert values_at(callback, 2)["hessian/overlap"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_run_knows_nothing_of_an_earlier_one_nor_a_copy_of_the_original() -> None:
+    callback = HessianSpectrum(num_eigenvalues=2, num_probes=0, epochs=[0, 2], probe_dataloader=batches())
+    fit(Classifier(), callback)
+    first = values_at(callback, 0), values_at(callback, 6)
+    for again in (copy.deepcopy(callback), callback):
+        fit(module := Classifier(), again)
+        assert (values_at(again, 0), values_at(again, 6)) == first
+    single = HessianSpectrum(num_eigenvalues=2, num_probes=0)
+    assert measure(module, batches(), [callback]) == measure(module, batches(), [single])
+    assert pickle.loads(pickle.dumps(callback))._last_vectors is None
+
+
+def test_visits_that_waited_for_the_probe_set_start_from_one_another_in_order() -> None:
+    waiting = HessianSpectrum(**CHEAP, num_examples=NUM_EXAMPLES, every_n_train_steps=1)
+    fit(Classifier(), waiting)
+    assert waiting.results[0].evidence["probe_source"] == "captured"
+    assert [r.step for r in waiting.results if r.name == "hessian/overlap"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_number_of_parameters_starts_cold() -> None:
+    class Thaws(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net[0].requires_grad_(False)
+
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                self.net[0].requires_grad_(True)
+
+    callback = HessianSpectrum(**CHEAP, probe_dataloader=batches(), steps=[0, 1, 4, 5])
+    fit(Thaws(), callback)
+    assert [r.step for r in callback.results if r.name == "hessian/overlap"] == [1, 5]
+
+
+def test_eigenvectors_are_kept_as_plain_arrays(tmp_path: Any) -> None:
+    callback = HessianSpectrum(
+        **{**CHEAP, "num_eigenvalues": 3, "tolerance": 1e-6}, keep_eigenvectors=True, probe_dataloader=batches()
+    )
+    module = Classifier()
+    fit(module, callback, default_root_dir=tmp_path)
+    files = sorted((tmp_path / "lmc" / "arrays").iterdir())
+    assert [f.name for f in files] == [f"hessian_eigenvectors_{step:06d}.npz" for step in (0, 3, 6)]
+    with np.load(files[-1], allow_pickle=False) as kept:
+        vectors, values = torch.from_numpy(kept["eigenvectors"]).double(), torch.from_numpy(kept["eigenvalues"])
+        sizes = dict(zip(kept["tensor_names"].tolist(), kept["tensor_sizes"].tolist(), strict=True))
+        residuals = torch.from_numpy(kept["residuals"])
+    assert sizes == {name: p.numel() for name, p in module.named_parameters()}
+    defects = (vectors @ dense_hessian(module, batches()) - values[:, None] * vectors).norm(dim=1)
+    torch.testing.assert_close(defects, residuals, rtol=0, atol=1e-5)
+
+
+# -- other matrices, memory, trace -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operator", ["ggn", "empirical_fisher"])
+def test_other_matrices_log_under_their_own_names(operator: Any) -> None:
+    logger = TensorBoardLogger()
+    callback = HessianSpectrum(**CHEAP, operator=operator, epochs=[2], probe_dataloader=batches(160))
+    fit(Classifier(), callback, HessianSpectrum(**CHEAP, epochs=[2], probe_dataloader=batches(160)), logger=logger)
+    without = {"hessian/lambda_min", "hessian/stability", "hessian/negative_mass", "hessian/negative_mass_stderr"}
+    expected = {key.replace("hessian", operator) for key in logger.by_step("hessian")[6] - without}
+    assert logger.by_step(operator)[6] == expected
+    assert all(r.evidence["self_check"]["verdict"] == "exact" for r in callback.results)
+    assert {key.split("/")[0] for _, key in logger.figures} == {"hessian", operator}
+
+
+def test_the_memory_budget_and_the_block_size_are_recorded_and_change_no_number() -> None:
+    module = Classifier()
+    probes = batches(512)
+    ample, tight = (HessianSpectrum(num_probes=2, num_steps=4, memory_budget=b, tolerance=1e-5) for b in (None, 0))
+    found = [measure(module, probes, [c]) for c in (ample, tight)]
+    for name in ("lambda_max", "lambda_min", "trace", "effective_rank"):
+        assert found[1][f"hessian/{name}"] == pytest.approx(found[0][f"hessian/{name}"], rel=1e-3)
+    recorded = HessianSpectrum(**CHEAP, memory_budget=0, block_size=2, epochs=[2], probe_dataloader=probes)
+    recorded.num_examples = None
+    fit(module, recorded)
+    evidence = latest(recorded)["lambda_max"].evidence
+    assert (evidence["num_chunks"], evidence["num_cached"], evidence["block_size"]) == (4, 0, 2)
+    assert (evidence["memory_budget"], evidence["max_basis"]) == (0, 10)
+
+
+def examined(callback: HessianSpectrum, **options: Any) -> dict[str, Any]:
+    """The quantities of one visit of a fresh module, by name."""
+    probes = tuple(StepBatch(batch, index) for index, batch in enumerate(batches()))
+    measurement = callback.examine(Classifier(), {"train": ProbeSet("train", "probe_dataloader", probes)}, **options)
+    return {q.name.removeprefix("hessian/"): q for q in measurement.quantities}
+
+
+def test_the_record_of_the_trace_says_how_it_was_taken() -> None:
+    common: dict[str, Any] = {"num_probes": 4, "num_steps": 4}
+    head = {**common, "parameters": ["net.6.*"]}
+    asked = [head, {**head, "trace": "sampled"}, {**common, "trace_tolerance": 0.1}, common]
+    traces = [examined(HessianSpectrum(**options))["trace"] for options in asked]
+    assert [t.evidence["method"] for t in traces] == ["exact", "quadrature", "hutch++", "quadrature"]
+    exact, by_probes = traces[:2]
+    assert exact.value == pytest.approx(float(dense_hessian(Classifier(), batches())[-12:, -12:].trace()), rel=1e-4)
+    assert (exact.stderr, exact.evidence["not_exact"]) == (0, "")
+    assert exact.evidence["by_other_methods"]["quadrature"]["value"] == pytest.approx(by_probes.value, rel=1e-6)
+    assert "not piecewise linear" in traces[3].evidence["not_exact"]
+    assert traces[2].evidence["num_probes"] >= 16
+
+
+def test_less_effort_means_fewer_probes_and_says_so() -> None:
+    callback = HessianSpectrum(num_probes=8, num_steps=3)
+    full, quarter = (examined(callback, effort=effort) for effort in (1.0, 0.25))
+    assert [found["trace"].evidence["num_probes"] for found in (full, quarter)] == [8, 2]
+    assert full["lambda_max"].value == quarter["lambda_max"].value
+    assert (callback.min_effort, HessianSpectrum(num_probes=0).min_effort) == (0.25, 1.0)

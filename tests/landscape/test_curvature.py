@@ -1,19 +1,25 @@
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW
 
+from lmc_lightning.core.collective import Collective
+from lmc_lightning.core.hvp import CurvatureProduct
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.curvature import SpectrumResult, Stability, spectrum, stability, stderr_data
+from lmc_lightning.core.params import ParameterLayout
+from lmc_lightning.landscape.curvature import spectrum
+from lmc_lightning.landscape.data_errors import stderr_data
+from lmc_lightning.landscape.exact_trace import ExactnessCheck
+from lmc_lightning.landscape.spectrum_result import SpectrumResult
 from tests import oracles, problems
 from tests.problems import ConvNet, cross_entropy, generator, images, mean_squared_error, normal, split
 
 
 def measure(objective: Objective, **options: Any) -> SpectrumResult:
-    return spectrum(objective, objective.theta(), **{"generator": generator(0), **options})
+    return spectrum(objective, objective.theta(), **{"generator": generator(0), "trace": "sampled", **options})
 
 
 def conv_net(dtype: torch.dtype = torch.float64, chunk_size: int = 35) -> Objective:
@@ -341,70 +347,288 @@ def test_parameters_that_are_not_finite_are_an_error() -> None:
         spectrum(objective, objective.theta() * float("nan"), generator=generator(0))
 
 
-SGD_VARIANTS: list[tuple[dict[str, Any], float]] = [
-    ({}, 20.0),
-    ({"momentum": 0.9}, 38.0),
-    ({"momentum": 0.9, "nesterov": True}, 3.8 / 0.28),
-    ({"momentum": 0.9, "dampening": 0.5}, 76.0),
-    ({"dampening": 0.5}, 20.0),
-    ({"weight_decay": 2.0}, 18.0),
-    ({"momentum": 0.9, "weight_decay": 2.0}, 36.0),
-    ({"momentum": 0.5, "nesterov": True, "weight_decay": 1.0}, 14.0),
-    ({"momentum": 0.9, "dampening": 0.5, "weight_decay": 4.0}, 72.0),
-]
+# -- trace: exact, to a precision, by tensors ------------------------------------------------------------
 
 
-def divergence_threshold(options: dict[str, Any]) -> float:
-    """The curvature from which torch's own SGD diverges on ½λθ²: a grid of λ, twice refined."""
-    low, high = 1.0, 100.0
-    for _ in range(2):
-        curvatures = torch.linspace(low, high, 301, dtype=torch.float64)
-        theta = torch.ones_like(curvatures).requires_grad_()
-        optimizer = SGD([theta], lr=0.1, **options)
-        for _ in range(3000):
-            theta.grad = curvatures * theta.detach()
-            optimizer.step()
-        diverging = (theta.detach().abs() > 1) | theta.detach().isnan()
-        first = int(diverging.int().argmax())
-        low, high = float(curvatures[first - 1]), float(curvatures[first])
-    return high
+def test_the_trace_of_a_piecewise_linear_net_is_exact_and_the_sampled_one_is_kept(hessian: Tensor) -> None:
+    objective = conv_net()
+    result = measure(objective, trace="auto", num_probes=8, num_steps=4)
+    exact, sampled = result.traces
+    assert (exact.method, exact.stderr, sampled.method) == ("exact", 0, "quadrature")
+    assert result.trace == exact.value == pytest.approx(float(hessian.trace()), rel=1e-12)
+    assert exact.interval() == (exact.value, exact.value)
+    diagonals = hessian.diagonal().split(objective.layout.sizes)
+    torch.testing.assert_close(exact.tensors, torch.stack([d.sum() for d in diagonals]), rtol=1e-11, atol=1e-12)
+    assert abs(sampled.value - exact.value) < 4 * sampled.stderr
+    assert result.trace_per_param == pytest.approx(exact.value / objective.num_params)
+    assert result.exactness is not None
+    assert result.exactness.reason == ""
+    without = measure(conv_net(), num_probes=8, num_steps=4)
+    assert without.traces[0].value == pytest.approx(sampled.value, rel=1e-12)
+    assert without.exactness is None
 
 
-@pytest.mark.parametrize(("options", "critical"), SGD_VARIANTS)
-def test_stability_is_one_where_the_optimizer_starts_to_diverge(options: dict[str, Any], critical: float) -> None:
-    assert divergence_threshold(options) == pytest.approx(critical, rel=2e-3)
-    groups = SGD([torch.zeros(1)], lr=0.1, **options).param_groups
-    assert stability(critical, groups) == Stability(pytest.approx(1))
-    shifted = 2 * critical + options.get("weight_decay", 0.0)
-    assert stability(shifted, groups) == Stability(pytest.approx(2))
+def test_what_one_visit_found_out_about_exactness_serves_the_next() -> None:
+    first = measure(conv_net(), trace="auto", num_probes=1, num_steps=2)
+    again = measure(conv_net(), trace="auto", num_probes=1, num_steps=2, exactness=first.exactness)
+    assert again.traces[0].value == first.traces[0].value
+    told = ExactnessCheck("for a test")
+    refused = measure(conv_net(), trace="auto", num_probes=1, num_steps=2, exactness=told)
+    assert refused.traces[0].method == "quadrature"
+    assert refused.exactness == told
 
 
-def test_equal_groups_count_as_one() -> None:
-    parameters = torch.zeros(1), torch.zeros(1)
-    groups = SGD([{"params": [p]} for p in parameters], lr=torch.tensor(0.1), momentum=0.9).param_groups
-    assert stability(19.0, groups).value == pytest.approx(0.5)
+def smooth_net(chunk_size: int = 35) -> Objective:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(36, 2), nn.Tanh(), nn.Linear(2, 4)).double()
+    return Objective(module, split(images(), [64, 6]), cross_entropy, chunk_size=chunk_size)
 
 
-def test_other_rules_are_not_reported_and_say_why() -> None:
-    parameters = torch.zeros(1), torch.zeros(1)
-    groups = [{"params": [parameters[0]], "weight_decay": 0.1}, {"params": [parameters[1]], "lr": 0.2}]
-    assert stability(1.0, SGD(groups, lr=0.1).param_groups) == Stability(
-        None, "The parameter groups differ in lr, weight_decay."
+def dense(objective: Objective, operator: str = "hessian") -> Tensor:
+    theta = objective.theta()
+    product = {"hessian": objective.hvp, "ggn": objective.ggn, "empirical_fisher": objective.empirical_fisher}[operator]
+    with product(theta) as matvec:
+        return torch.stack([matvec(column) for column in torch.eye(len(theta), dtype=theta.dtype)])
+
+
+def test_a_smooth_net_is_sampled_and_the_reason_is_kept() -> None:
+    result = measure(smooth_net(), trace="auto", num_probes=4, num_steps=4)
+    assert [t.method for t in result.traces] == ["quadrature"]
+    assert result.exactness is not None
+    assert "not piecewise linear in 1.weight" in result.exactness.reason
+
+
+def test_the_trace_is_sampled_until_it_is_as_precise_as_asked_for() -> None:
+    objective = smooth_net()
+    result = measure(objective, num_eigenvalues=3, num_probes=8, num_steps=4, trace_tolerance=0.1)
+    (trace,) = result.traces
+    assert trace.method == "hutch++"
+    assert trace.converged
+    assert trace.num_probes >= 16
+    low, high = trace.interval()
+    assert (high - low) / 2 <= 0.1 * trace.value
+    assert low < float(dense(objective).trace()) < high
+    assert result.eigenpairs is not None
+    further = trace.num_probes - 8
+    assert result.num_matvecs == result.eigenpairs.num_matvecs + 8 * 4 + 4 + further
+    assert float(trace.tensors.sum()) == pytest.approx(trace.value, rel=1e-12)
+    impossible = measure(objective, num_eigenvalues=1, num_probes=2, num_steps=2, trace_tolerance=1e-6)
+    assert not impossible.traces[0].converged
+    assert not impossible.converged
+
+
+def test_a_precise_trace_alone_needs_no_density() -> None:
+    objective = smooth_net()
+    result = measure(objective, num_eigenvalues=0, num_negative=0, num_probes=0, trace_tolerance=0.2)
+    assert result.quadrature is None
+    assert result.trace == pytest.approx(float(dense(objective).trace()), rel=0.3)
+    assert result.trace_stderr_data is not None
+
+
+def test_traces_by_tensor_are_those_of_the_diagonal_and_sum_to_the_trace(hessian: Tensor) -> None:
+    objective = conv_net()
+    (trace,) = measure(objective, num_probes=64, num_steps=2).traces
+    exact = torch.stack([d.sum() for d in hessian.diagonal().split(objective.layout.sizes)])
+    errors = (trace.tensors - exact).abs()
+    assert bool((errors <= 4 * trace.tensors_stderr + 1e-3 * float(hessian.trace())).all())
+    assert bool((trace.tensors_stderr <= trace.stderr * 3).all())
+    assert float(trace.tensors.sum()) == pytest.approx(trace.value, rel=1e-10)
+
+
+@pytest.mark.parametrize("tolerance", [None, 0.05])
+def test_intervals_of_the_trace_cover_it_over_200_seeds_with_the_stopping_rule_on(tolerance: float | None) -> None:
+    """Between 90 and 99 % of the 95 % intervals, at fixed data and with eigenpairs that are only just converged."""
+    decay = torch.cat([torch.tensor([40.0, 22.0, 9.0]), torch.linspace(2, -0.5, 57)])
+    objective = DenseObjective(problems.with_spectrum(decay.tolist()))
+    covered, probes = 0, []
+    for seed in range(200):
+        result = spectrum(
+            objective,  # type: ignore[arg-type]
+            objective.theta(),
+            num_eigenvalues=2,
+            max_products=9,
+            num_probes=8,
+            num_steps=2,
+            trace="sampled",
+            trace_tolerance=tolerance,
+            generator=generator(seed),
+        )
+        low, high = result.traces[0].interval()
+        covered += low <= float(decay.sum()) <= high
+        probes.append(result.traces[0].num_probes)
+    assert 180 <= covered <= 198
+    assert max(probes) > min(probes) or tolerance is None
+
+
+class DenseObjective:
+    """As much of an objective as a spectrum needs, of a matrix, without the cost of a module and its glass box."""
+
+    memory_budget, collective, seed = None, Collective(), 0
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        self.layout = ParameterLayout(("theta",), (torch.Size([len(matrix)]),), (matrix.dtype,))
+
+    def theta(self) -> Tensor:
+        return torch.zeros(len(self.matrix), dtype=self.matrix.dtype)
+
+    def hvp(self, theta: Tensor, memory_budget: int | None = None) -> CurvatureProduct:
+        return DenseProduct(self.matrix, theta, torch.ones(1, dtype=torch.float64))
+
+    def evaluate(self, theta: Tensor) -> Any:
+        return SimpleNamespace(loss=0.0, confidence=None)
+
+
+class DenseProduct(CurvatureProduct):
+    def __init__(self, matrix: Tensor, theta: Tensor, weights: Tensor) -> None:
+        super().__init__(theta, weights)
+        self.matrix = matrix
+
+    def _product(self, index: int, vector: Tensor) -> Tensor:
+        return self.matrix @ vector
+
+    def _gradient(self, index: int) -> Tensor:
+        return self.matrix @ self.theta
+
+
+# -- eigenvectors ------------------------------------------------------------------------------------------------------
+
+
+def test_layer_masses_are_the_squares_of_the_top_eigenvector(hessian: Tensor) -> None:
+    objective = conv_net()
+    result = measure(objective, num_eigenvalues=1, tolerance=1e-8, num_probes=0)
+    vector = torch.linalg.eigh(hessian)[1][:, -1]
+    expected = torch.stack([part.square().sum() for part in vector.split(objective.layout.sizes)])
+    assert result.layer_masses is not None
+    torch.testing.assert_close(result.layer_masses, expected, rtol=1e-6, atol=1e-9)
+    assert float(result.layer_masses.sum()) == pytest.approx(1, rel=1e-12)
+    assert dict(zip(result.tensor_names, result.layer_masses.tolist(), strict=True))["unused.weight"] < 1e-20
+
+
+def test_the_share_of_the_gradient_in_the_top_eigenvectors(hessian: Tensor) -> None:
+    objective = conv_net()
+    result = measure(objective, num_eigenvalues=3, tolerance=1e-7, num_probes=0)
+    vectors, gradient = torch.linalg.eigh(hessian)[1][:, -3:], objective.grad(objective.theta())
+    expected = float((vectors.T @ gradient).square().sum() / gradient.square().sum())
+    assert result.gradient_in_top == pytest.approx(expected, rel=1e-6)
+    flat = measure(problems.quadratic(problems.with_spectrum([3.0, 1.0])).objective(), num_eigenvalues=1)
+    assert flat.gradient_in_top is None  # there is no gradient at the minimum
+
+
+def test_overlap_is_that_of_the_subspaces() -> None:
+    matrix = problems.with_spectrum([9.0, 6.0, 3.0] + [0.1 * i for i in range(20)])
+    _, vectors = torch.linalg.eigh(matrix)
+    top = vectors[:, -3:].flip(1).T.contiguous()
+    objective = problems.quadratic(matrix).objective()
+    common = {"num_eigenvalues": 3, "num_probes": 0, "tolerance": 1e-9}
+    assert measure(objective, **common).overlap is None
+    assert measure(objective, previous=top, **common).overlap == pytest.approx(1, rel=1e-9)
+    angle = torch.tensor(0.3)
+    turned = top.clone()
+    turned[0] = angle.cos() * top[0] + angle.sin() * vectors[:, 0]
+    for warm in (True, False):
+        found = measure(objective, previous=turned, warm=warm, **common)
+        assert found.overlap == pytest.approx((2 + float(angle.cos()) ** 2) / 3, rel=1e-6)
+    cold = measure(objective, **common)
+    assert torch.equal(measure(objective, previous=turned, warm=False, **common).eigenvalues, cold.eigenvalues)
+
+
+def test_errors_over_data_of_all_eigenvalues_are_known_where_the_trace_needed_them(chunk_hessians: Tensor) -> None:
+    result = measure(conv_net(chunk_size=16), num_eigenvalues=3, num_probes=1, num_steps=2, tolerance=1e-7)
+    assert result.eigenpairs is not None
+    weights = conv_net(chunk_size=16).baseline.weights
+    forms = torch.einsum(
+        "ki,bij,kj->kb", result.eigenpairs.eigenvectors, chunk_hessians, result.eigenpairs.eigenvectors
     )
-    assert stability(1.0, SGD([parameters[0]], lr=0.1, maximize=True).param_groups).reason == "The optimizer maximises."
-    adam = AdamW([parameters[0]])
-    reason = "The threshold is known for torch.optim.SGD, not for AdamW."
-    assert stability(1.0, adam.param_groups, type(adam)) == Stability(None, reason)
+    expected = [stderr_data(row, weights) for row in forms]
+    assert list(result.eigenvalues_stderr_data) == pytest.approx(expected, rel=1e-9)
+    assert len(measure(conv_net(chunk_size=16), num_probes=0).eigenvalues_stderr_data) == 1
 
 
-def test_subclasses_count_as_sgd_only_with_its_step() -> None:
-    class Renamed(SGD):
-        pass
+def test_errors_over_probes_of_ranks_and_masses_are_those_of_the_probes() -> None:
+    problem = problems.quadratic(problems.with_spectrum(SPECTRUM))
+    result = measure(problem.objective(), num_eigenvalues=1, num_negative=1, num_probes=6, num_steps=3)
+    rule = result.quadrature
+    assert rule is not None
+    positive = 20 * (rule.weights * rule.nodes.clamp(min=0)).sum(1)
+    assert result.effective_rank_stderr == pytest.approx(float(positive.std()) / 6**0.5 / 9, rel=1e-9)
+    squares = 20 * (rule.weights * rule.nodes**2).sum(1)
+    assert result.stable_rank_stderr == pytest.approx(float(squares.std()) / 6**0.5 / 81, rel=1e-9)
+    below = (rule.weights * (rule.nodes < -result.resolution)).sum(1)
+    assert result.negative_mass_stderr == pytest.approx(float(below.std()) / 6**0.5, rel=1e-9)
+    within = (rule.weights * (rule.nodes.abs() <= result.resolution)).sum(1)
+    assert result.null_mass_stderr == pytest.approx(float(within.std()) / 6**0.5, rel=1e-9)
 
-    class Clipped(SGD):
-        def step(self, closure: Any = None) -> Any:
-            return super().step(closure)
 
-    groups = Renamed([torch.zeros(1)], lr=0.1).param_groups
-    assert stability(10.0, groups, Renamed).value == pytest.approx(0.5)
-    assert stability(10.0, groups, Clipped).value is None
+# -- other matrices, blocks of vectors, memory ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operator", ["ggn", "empirical_fisher"])
+def test_spectra_of_the_matrices_behind_the_outputs(operator: Any) -> None:
+    objective = smooth_net()
+    matrix = dense(objective, operator)
+    exact = torch.linalg.eigvalsh(matrix).flip(0)
+    result = measure(objective, operator=operator, trace="auto", num_eigenvalues=3, num_probes=8, num_steps=6)
+    assert float(exact[-1]) > -1e-12
+    torch.testing.assert_close(result.eigenvalues, exact[:3], rtol=1e-4, atol=0)
+    assert result.lambda_min is None
+    assert result.trace == pytest.approx(float(matrix.trace()), rel=1e-9 if operator == "ggn" else 0.2)
+    assert result.traces[0].method == ("exact" if operator == "ggn" else "quadrature")
+
+
+def test_the_gauss_newton_matrix_is_the_hessian_where_the_outputs_are_linear() -> None:
+    objective = problems.softmax_regression().objective()
+    both = [measure(objective, operator=o, num_eigenvalues=3, num_negative=0, num_steps=4) for o in ("hessian", "ggn")]
+    torch.testing.assert_close(both[0].eigenvalues, both[1].eigenvalues, rtol=1e-9, atol=0)
+
+
+def test_a_matrix_without_negative_eigenvalues_is_not_asked_for_them() -> None:
+    with pytest.raises(ValueError, match=r"The matrix 'ggn' has no negative eigenvalues: expected num_negative=0"):
+        measure(smooth_net(), operator="ggn", num_negative=1)
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_vectors_in_blocks_give_the_same_numbers(operator: Any) -> None:
+    options = {"operator": operator, "num_probes": 6, "num_steps": 5, "tolerance": 1e-6}
+    single, blocked = (measure(smooth_net(), **options, block_size=size) for size in (1, 4))
+    assert (single.cost.block_size, blocked.cost.block_size) == (1, 4)
+    assert single.num_matvecs == blocked.num_matvecs
+    torch.testing.assert_close(single.eigenvalues, blocked.eigenvalues, rtol=1e-12, atol=0)
+    for name in ("trace", "trace_stderr", "trace_stderr_data", "frobenius_sq", "lambda_max_stderr_data"):
+        assert getattr(blocked, name) == pytest.approx(getattr(single, name), rel=1e-9)
+    torch.testing.assert_close(single.traces[0].tensors, blocked.traces[0].tensors, rtol=1e-9, atol=1e-12)
+
+
+def test_blocks_come_with_the_spectrum_and_are_counted(hessian: Tensor) -> None:
+    objective = conv_net()
+    common = {"num_eigenvalues": 1, "num_probes": 1, "num_steps": 12}
+    without, with_blocks = measure(objective, **common), measure(objective, blocks="module", **common)
+    names = [block.name for block in with_blocks.blocks]
+    assert names == ["body.0", "body.1", "head", "unused"]
+    assert 4 < with_blocks.num_matvecs - without.num_matvecs <= 12 * 4
+    assert with_blocks.trace == without.trace
+    assert with_blocks.lambda_max is not None
+    assert max(block.lambda_max for block in with_blocks.blocks) <= with_blocks.lambda_max
+    head = hessian[33:-6, 33:-6]
+    assert with_blocks.blocks[2].lambda_max == pytest.approx(float(torch.linalg.eigvalsh(head)[-1]), rel=1e-4)
+
+
+def test_a_small_memory_budget_means_restarts_and_recomputation_and_the_same_numbers() -> None:
+    def of(budget: int | None) -> SpectrumResult:
+        objective = Objective(ConvNet(), split(images(), [64, 6]), cross_entropy, chunk_size=16, memory_budget=budget)
+        return measure(objective, num_eigenvalues=3, num_probes=2, num_steps=6, max_products=200)
+
+    ample, tight = of(None), of(0)
+    assert (ample.cost.num_cached, ample.cost.num_chunks, ample.cost.max_basis) == (5, 5, None)
+    assert (tight.cost.num_cached, tight.cost.max_basis) == (0, 12)
+    assert tight.num_gradients == tight.num_matvecs + 1
+    torch.testing.assert_close(tight.eigenvalues, ample.eigenvalues, rtol=1e-4, atol=0)
+    assert tight.trace == pytest.approx(ample.trace, rel=0.01)
+    assert tight.converged
+
+
+def test_progress_is_told_at_every_product() -> None:
+    told: list[tuple[int, int, str]] = []
+    result = measure(conv_net(), num_probes=2, num_steps=3, progress=lambda *now: told.append(now))
+    assert [done for done, _, _ in told] == list(range(1, result.num_matvecs + 1))
+    assert {(total, text) for _, total, text in told} == {(64 + 2 * 3, "products")}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmc_lightning.plotting.density import plot_density
+from lmc_lightning.plotting.density import plot_densities, plot_density
 from lmc_lightning.plotting.style import new_axes
 
 GRID = np.linspace(-3, 3, 61)
@@ -43,3 +43,19 @@ def test_computed_eigenvalues_are_marked_where_they_are() -> None:
 def test_an_axes_of_the_caller_is_used() -> None:
     ax = new_axes()
     assert plot_density(GRID, DENSITY, ax) is ax
+
+
+def test_densities_of_several_matrices_share_one_axis() -> None:
+    curves = {"head": (GRID, DENSITY), "body": (0.01 * GRID, 100 * np.where(GRID < 0, 0, DENSITY))}
+    ax = plot_densities(curves, caption="1 probe each")
+    assert [line.get_label() for line in ax.lines] == ["head", "body"] == [t.get_text() for t in ax.get_legend().texts]
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), DENSITY)
+    assert np.isnan(ax.lines[1].get_ydata()[:30]).all()
+    assert (ax.get_xscale(), ax.get_yscale()) == ("symlog", "log")
+    assert ax.get_ylim() == pytest.approx((1e-4, 300))
+
+
+def test_densities_of_matrices_of_zeros_are_drawn_empty() -> None:
+    ax = plot_densities({"unused": (0 * GRID, 0 * GRID)}, new_axes())
+    ax.figure.canvas.draw()
+    assert np.isnan(ax.lines[0].get_ydata()).all()
