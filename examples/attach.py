@@ -46,7 +46,7 @@ def main() -> None:
     loader = DataLoader(TensorDataset(x, y), batch_size=50, shuffle=True, collate_fn=as_dict)
 
     callbacks = [
-        HessianSpectrum(every_n_train_steps=20, num_examples=500, num_eigenvalues=2),
+        HessianSpectrum(every_n_train_steps=20, num_examples=500, num_eigenvalues=2, num_probes=2 if args.small else 8),
         Sharpness(every_n_train_steps=20, num_examples=500),
         InterpolationBarrier(reference="initial", num_examples=500),
     ]

@@ -7,11 +7,15 @@ if TYPE_CHECKING:
     from lmc_lightning.branching.lineage import Family
     from lmc_lightning.callbacks.base import MeasurementCallback
     from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
+    from lmc_lightning.callbacks.defaults import default_callbacks
+    from lmc_lightning.callbacks.edge_of_stability import EdgeOfStability
+    from lmc_lightning.callbacks.family_table import family_table, onset_of, seed_means
     from lmc_lightning.callbacks.hessian_spectrum import HessianSpectrum
     from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
     from lmc_lightning.callbacks.offline import interpolation_barrier, measure
     from lmc_lightning.callbacks.sharpness import Sharpness
     from lmc_lightning.landscape.barrier import Barrier
+    from lmc_lightning.landscape.onset import bisect_onset
     from lmc_lightning.recording import Record
     from lmc_lightning.summary import summarize
 
@@ -19,28 +23,40 @@ if TYPE_CHECKING:
 _HOMES = {
     "Barrier": "landscape.barrier",
     "CheckpointBranching": "callbacks.checkpoint_branching",
+    "EdgeOfStability": "callbacks.edge_of_stability",
     "Family": "branching.lineage",
     "HessianSpectrum": "callbacks.hessian_spectrum",
     "InterpolationBarrier": "callbacks.interpolation_barrier",
     "MeasurementCallback": "callbacks.base",
     "Record": "recording",
     "Sharpness": "callbacks.sharpness",
+    "bisect_onset": "landscape.onset",
+    "default_callbacks": "callbacks.defaults",
+    "family_table": "callbacks.family_table",
     "interpolation_barrier": "callbacks.offline",
     "measure": "callbacks.offline",
+    "onset_of": "callbacks.family_table",
+    "seed_means": "callbacks.family_table",
     "summarize": "summary",
 }
 
 __all__ = [
     "Barrier",
     "CheckpointBranching",
+    "EdgeOfStability",
     "Family",
     "HessianSpectrum",
     "InterpolationBarrier",
     "MeasurementCallback",
     "Record",
     "Sharpness",
+    "bisect_onset",
+    "default_callbacks",
+    "family_table",
     "interpolation_barrier",
     "measure",
+    "onset_of",
+    "seed_means",
     "summarize",
 ]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from PIL import Image
 
 from lmc_lightning.core.files import write_atomic
@@ -22,9 +22,16 @@ from lmc_lightning.plotting.style import pixels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Status = Literal["ok", "not_converged", "unreliable", "undefined", "failed"]
+Status = Literal["ok", "not_converged", "unreliable", "undefined", "failed", "skipped"]
 """``unreliable``: the self-check says that there is no such quantity; ``undefined``: the number is not finite;
-``failed``: the visit raised."""
+``failed``: the visit raised; ``skipped``: it would have cost more than ``max_overhead`` allows."""
+
+NOT_MADE = ("failed", "skipped")
+"""Of visits that gave no number."""
+
+
+Shown = Literal["all", "value", "none"]
+"""What loggers show of a number: the value with its errors, without them, or nothing; the table holds all."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Quantity:
     unit: str = ""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "ok"
+    log: Shown = "all"
 
 
 @dataclass(frozen=True)
@@ -53,13 +61,26 @@ class Measurement:
     histograms: Mapping[str, np.ndarray] = field(default_factory=dict)
     figures: Mapping[str, Callable[[], "Figure"]] = field(default_factory=dict)
     """Drawn only where they are written."""
+    arrays: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    """Named arrays by key; each key becomes a file beside the table."""
+
+    def values(self) -> dict[str, float]:
+        """All values and standard errors by key."""
+        return _named((q, "all") for q in self.quantities)
 
     def scalars(self) -> dict[str, float]:
-        """The values and standard errors by logged key."""
-        named: dict[str, float | None] = {}
-        for q in self.quantities:
-            named |= {q.name: q.value, f"{q.name}_stderr": q.stderr, f"{q.name}_stderr_data": q.stderr_data}
-        return {k: float(v) for k, v in named.items() if v is not None and math.isfinite(v)}
+        """The values and standard errors that loggers show, by key."""
+        return _named((q, q.log) for q in self.quantities)
+
+
+def _named(quantities: Iterable[tuple[Quantity, Shown]]) -> dict[str, float]:
+    named: dict[str, float | None] = {}
+    for q, shown in quantities:
+        if shown != "none":
+            named[q.name] = q.value
+        if shown == "all":
+            named |= {f"{q.name}_stderr": q.stderr, f"{q.name}_stderr_data": q.stderr_data}
+    return {k: float(v) for k, v in named.items() if v is not None and math.isfinite(v)}
 
 
 @dataclass(frozen=True)
@@ -75,6 +96,12 @@ class Record:
     unit: str = ""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "ok"
+    log: Shown = "all"
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the visit was made and came to its end."""
+        return self.status not in NOT_MADE
 
 
 class Recorder:
@@ -111,6 +138,8 @@ class Recorder:
                 log_measurement(logger, measurement, pictures, step)
         for key, picture in pictures.items():
             self._save_picture(picture, key, step)
+        for key, arrays in measurement.arrays.items():
+            self._save_arrays(arrays, key, step)
 
     def _pictures(self, measurement: Measurement, loggers: list[Any]) -> dict[str, np.ndarray]:
         """The figures in pixels, each rendered once for all who show it."""
@@ -129,9 +158,11 @@ class Recorder:
         except Exception as error:
             self._note(f"Cannot show {self.kind}: {type(error).__name__}: {error}")
 
-    def add_failure(self, reason: str, *, step: int, epoch: int, name: str | None = None) -> None:
-        """Record that the visit at ``step`` failed, or a named part of it, and why."""
-        lost = Record(self.kind, step, epoch, name or self.kind, None, evidence={"reason": reason}, status="failed")
+    def add_failure(
+        self, reason: str, *, step: int, epoch: int, name: str | None = None, status: Status = "failed"
+    ) -> None:
+        """Record that the visit at ``step`` failed or was skipped, or a named part of it, and why."""
+        lost = Record(self.kind, step, epoch, name or self.kind, None, evidence={"reason": reason}, status=status)
         self._merge([lost])
 
     def drop_after(self, step: int) -> None:
@@ -164,7 +195,7 @@ class Recorder:
     @property
     def steps(self) -> set[int]:
         """Where there are numbers."""
-        return {r.step for r in self.records if r.status != "failed"}
+        return {r.step for r in self.records if r.is_measured}
 
     @property
     def failures(self) -> list[Record]:
@@ -188,6 +219,14 @@ class Recorder:
             Image.fromarray(picture).save(buffer, format="png")
             self._write(self.directory / "figures" / f"{slug(key)}_{step:06d}.png", buffer.getvalue())
 
+    def _save_arrays(self, arrays: Mapping[str, np.ndarray], key: str, step: int) -> None:
+        if self.directory is not None:
+            path = self.directory / "arrays" / f"{slug(key)}_{step:06d}.npz"
+            try:
+                write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+            except OSError as error:
+                self._note(f"Cannot write {path.name}: {error}")
+
     def _write(self, path: Path, content: bytes) -> None:
         try:
             write_atomic(path, lambda file: file.write(content))
@@ -210,6 +249,12 @@ class Recorder:
             self._warned.add(reason)
             rank_zero_warn(f"{self.kind}: {message or reason}")
 
+    def tell_once(self, reason: str, message: str) -> None:
+        """Say what happens, as asked for, when it happens for the first time."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            rank_zero_info(f"{self.kind} {message}")
+
     def latest(self) -> dict[str, float]:
         """The last value of each key: a visit that failed must not make a monitored key vanish."""
         known = sorted((r for r in self.records if r.value is not None), key=lambda r: r.step)
@@ -220,7 +265,7 @@ class Recorder:
         table = pd.DataFrame([asdict(r) for r in self.records], columns=list(Record.__dataclass_fields__))
         if not wide:
             return table
-        measured = table[table["status"] != "failed"]
+        measured = table[~table["status"].isin(NOT_MADE)]
         rows = measured.astype({"value": float}).pivot(index=["step", "epoch"], columns="name", values="value")
         return rows.reset_index().rename_axis(columns=None)
 
@@ -243,7 +288,8 @@ def _record(kind: str, step: int, epoch: int, quantity: Quantity, shared: Mappin
     errors = {} if quantity.stderr_data is None else {"stderr_data": quantity.stderr_data}
     evidence = plain({**shared, **quantity.evidence, **errors})
     status = quantity.status if value is not None else "undefined"
-    return Record(kind, step, epoch, quantity.name, value, _finite(quantity.stderr), quantity.unit, evidence, status)
+    stderr = _finite(quantity.stderr)
+    return Record(kind, step, epoch, quantity.name, value, stderr, quantity.unit, evidence, status, quantity.log)
 
 
 def log_measurement(logger: Any, measurement: Measurement, pictures: Mapping[str, np.ndarray], step: int) -> None:

@@ -1,6 +1,6 @@
 """What a run's callbacks found, as tables for a terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,16 +9,26 @@ from lmc_lightning.recording import Record
 
 
 def summarize(callbacks: Iterable[Any]) -> str:
-    """Tables of the curvature and sharpness at each visit and of all barriers, and a list of failed visits.
+    """Tables of the curvature and sharpness at each visit and of all barriers, and lists of failed and skipped visits.
 
     Args:
         callbacks: those with ``results``, a list of records; others are ignored.
     """
     records = [r for c in callbacks for r in getattr(c, "results", ())]
-    pairs = [r for r in records if "later_epoch" in r.evidence]
-    visits = [r for r in records if r.status != "failed" and "later_epoch" not in r.evidence]
-    parts = [_visit_table(visits), _pair_table(pairs), _failures(records)]
+    pairs = [r for r in records if "child" in r.evidence and r.name.startswith("barrier/") and _is_main(r)]
+    visits = [r for r in records if r.is_measured and r.log == "all" and "later_epoch" not in r.evidence]
+    parts = [_visit_table(visits), _pair_table(pairs), _lost(records, "failed"), _lost(records, "skipped")]
     return "\n\n".join(part for part in parts if part)
+
+
+def _branch_point(evidence: Mapping[str, Any]) -> int | str:
+    k1: int | None = evidence["k1"]
+    return f"step {evidence.get('branch_step')}" if k1 is None else k1
+
+
+def _is_main(record: Record) -> bool:
+    """Whether it is the barrier itself and not another convention of it."""
+    return bool(record.evidence.get("definition", "barrier") == "barrier")
 
 
 def failed(callbacks: Iterable[Any]) -> list[Record]:
@@ -41,9 +51,9 @@ def _pair_table(records: Sequence[Record]) -> str:
     cells = pd.DataFrame(
         [
             {
-                "k1": r.evidence["k1"],
+                "k1": _branch_point(r.evidence),
                 "later epoch": r.evidence["later_epoch"],
-                "child": r.evidence["child"],
+                "child": str(r.evidence["child"]),
                 "name": r.name.split("/k1_")[0].removeprefix("barrier/"),
                 "cell": _number(r),
             }
@@ -64,9 +74,9 @@ def _number(record: Record) -> str:
     return f"{record.value:.4g}{stderr}{flag}"
 
 
-def _failures(records: Sequence[Record]) -> str:
-    lost = [r for r in records if r.status == "failed"]
+def _lost(records: Sequence[Record], status: str) -> str:
+    lost = [r for r in records if r.status == status]
     if not lost:
         return ""
     reasons = pd.Series([f"{r.kind}: {r.evidence.get('reason', r.name)}" for r in lost]).value_counts()
-    return f"{len(lost)} failed\n" + "\n".join(f"  {count} × {reason}" for reason, count in reasons.items())
+    return f"{len(lost)} {status}\n" + "\n".join(f"  {count} × {reason}" for reason, count in reasons.items())

@@ -70,3 +70,15 @@ def test_failures_are_counted_with_their_reasons() -> None:
 
 def test_a_run_without_results_has_no_tables() -> None:
     assert summarize([]) == summarize([object(), Callback()]) == ""
+
+
+def test_siblings_and_branch_points_within_epochs_have_rows_and_other_conventions_have_none() -> None:
+    evidence = {"k1": None, "branch_step": 500, "later_epoch": 4, "child": 0}
+    step = Record("barrier", 12, 4, "barrier/val_loss/k1_step_000500", 0.5, evidence=evidence)
+    evidence = evidence | {"k1": 1}
+    both = evidence | {"child": "0 and 1"}
+    siblings = Record("barrier", 12, 4, "barrier/val_loss/k1_001/siblings_0_1", 0.25, evidence=both)
+    dip = Record("barrier", 12, 4, "barrier/val_loss/k1_001/dip", -9.0, evidence=evidence | {"definition": "dip"})
+    distance = Record("barrier", 12, 4, "distance/l2/k1_001", 9.0, evidence=evidence | {"definition": "l2"})
+    _, *table = rows(summarize([Callback(step, siblings, dip, distance)]), "Barriers")
+    assert table == [["1", "0", "and", "1", "4", "0.25"], ["step", "500", "0", "4", "0.5"]]

@@ -22,16 +22,17 @@ class Agenda:
         self.open.append((visit.step, visit.epoch))
 
     def postpone(self, num_examples: int | None) -> None:
-        """Let the last visit wait on a copy of the module, since the module itself is about to be trained.
+        """Let the last visit wait on a copy of the module and its optimizers' state, which are about to change.
 
         Raises:
             RuntimeError: there are too many copies already.
         """
         visit = self.waiting[-1]
-        if len(self.waiting) > MAX_PENDING or not fits_in_memory(visit.module, len(self.waiting)):
+        if len(self.waiting) > MAX_PENDING or not fits_in_memory(visit.module, visit.optimizers, len(self.waiting)):
             raise RuntimeError(too_many_pending(num_examples))
         with glass_box(match_precision=True):
             visit.module = copy_module(visit.module, {})
+            visit.optimizers = [state.copy() for state in visit.optimizers]
 
     def take(self) -> list[Pending]:
         """All waiting visits, in the order of their steps; they wait no longer."""

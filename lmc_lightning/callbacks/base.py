@@ -4,28 +4,25 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import torch
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lmc_lightning.callbacks.agenda import Agenda
 from lmc_lightning.callbacks.bridge import StepBatch, collective_of, objective_of, trainer_view
-from lmc_lightning.callbacks.guards import check_choice, check_module, check_names, check_trainer
-from lmc_lightning.callbacks.memory import retried_in_small_chunks
+from lmc_lightning.callbacks.budget import Budget
+from lmc_lightning.callbacks.examination import examine
+from lmc_lightning.callbacks.guards import check_common, check_module, check_names, check_trainer
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split
 from lmc_lightning.callbacks.probes import Probes
-from lmc_lightning.callbacks.visits import OptimizerGroups, Pending, Visit, optimizer_groups, probe_evidence
+from lmc_lightning.callbacks.visits import Pending, Visit, optimizer_states
 from lmc_lightning.core.collective import InterruptedMeasurementError
-from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.core.random_vectors import derive_seed
 from lmc_lightning.core.shadow import Mode
 from lmc_lightning.recording import Measurement, Record, Recorder, slug
 from lmc_lightning.schedule import Axis, Schedule
@@ -53,6 +50,8 @@ class MeasurementCallback(Callback, ABC):
         mode: ``"eval"``, or ``"train"`` for batch statistics (dropout off).
         match_precision: measure in the precision of the training, its autocast included, in place of true float32.
         seed: of this callback's random vectors and probe examples.
+        max_overhead: time of this callback's visits over training time, at most, e.g. ``0.1``: visits that would take
+            more are skipped, and after a skipped one, fewer random probes will do.
         name: a suffix for the keys of a second instance.
     """
 
@@ -62,6 +61,10 @@ class MeasurementCallback(Callback, ABC):
     """What helps where a number has not converged."""
     splits: tuple[Split, ...] = ("train",)
     """Whose probe sets a visit needs."""
+    min_effort: float = 1.0
+    """Least share of its random probes with which a visit is worth making; 1 if it cannot do with fewer."""
+    clock = staticmethod(time.perf_counter)
+    """Tells the time [s]."""
 
     def __init__(
         self,
@@ -80,20 +83,20 @@ class MeasurementCallback(Callback, ABC):
         mode: Mode = "eval",
         match_precision: bool = False,
         seed: int = 0,
+        max_overhead: float | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__()
         self.schedule = Schedule.from_arguments(
             every_n_epochs=every_n_epochs, epochs=epochs, every_n_train_steps=every_n_train_steps, steps=steps
         )
-        check_choice("on_error", on_error, ("record", "raise"))
-        check_choice("mode", mode, ("eval", "train"))
-        if num_examples is not None and num_examples < 1:
-            raise ValueError(f"Expected num_examples to be at least 1 or None (the whole split), got {num_examples}.")
+        check_common(on_error, mode, num_examples, max_overhead)
         self.parameters, self.batch_weight, self.loss_fn = parameters, batch_weight, loss_fn
         self.num_examples, self.mode, self.match_precision, self.seed = num_examples, mode, match_precision, seed
         self.expose, self.on_error, self.name = expose, on_error, name
         self.seconds = 0.0
+        """Spent on visits in this run."""
+        self._budget = Budget(max_overhead)
         self._recorder = Recorder(self.kind if name is None else f"{self.kind}_{slug(name)}")
         self._probes = Probes(self.splits, num_examples, probe_dataloader, seed)
         self._agenda = Agenda()
@@ -125,7 +128,7 @@ class MeasurementCallback(Callback, ABC):
         """Check that this run can be measured, and ask for its probe set."""
         if stage != "fit":
             return
-        self._step, self._agenda = 0, Agenda()
+        self._step, self._agenda, self.seconds = 0, Agenda(), 0.0
         check_trainer(trainer)
         check_names(trainer.callbacks, self)
         check_module(pl_module, loss_fn=self.loss_fn, captures=self._probes.captures(trainer))
@@ -139,7 +142,8 @@ class MeasurementCallback(Callback, ABC):
         """Visit the start, or what a resumed run has left open."""
         self._last_global_step = trainer.global_step
         if trainer.global_step == 0 or not self._step:
-            self._step = trainer.global_step
+            self._step, self._budget = trainer.global_step, Budget(self._budget.max_overhead)
+        self._budget.start(self.clock(), _measuring(trainer))
         self._recorder.drop_after(self._step)
         collective_of(trainer, interruptible=False).agree(lambda: self._probes.start(trainer, pl_module))
         if self._step:
@@ -222,7 +226,7 @@ class MeasurementCallback(Callback, ABC):
 
     def _request(self, trainer: Any, pl_module: Any, epoch: int) -> None:
         """Visit the present state, now or, while the probe set is awaited, later on a copy."""
-        visit = Pending(self._step, epoch, pl_module, optimizer_groups(trainer), trainer_view(trainer))
+        visit = Pending(self._step, epoch, pl_module, optimizer_states(trainer, pl_module), trainer_view(trainer))
         self._agenda.add(visit)
         self._visit_pending(trainer)
         if self._agenda.waiting:
@@ -240,15 +244,29 @@ class MeasurementCallback(Callback, ABC):
         return self._probes.sets(trainer, optional=("val",) if final or not trainer.enable_validation else ())
 
     def _visit(self, trainer: Any, visit: Pending, probes: Mapping[Split, ProbeSet]) -> None:
-        started = time.perf_counter()
+        started, collective = self.clock(), collective_of(trainer, interruptible=False)
+        effort = self._budget.effort(started, _measuring(trainer), self.min_effort, collective)
+        if not effort:
+            self._skip(visit)
+            return
         with self._recorded_failure(visit):
             examine = partial(self.examine, visit.module, probes, trainer=visit.trainer, optimizers=visit.optimizers)
-            measurement = collective_of(trainer).agree(partial(examine, step=visit.step, epoch=visit.epoch))
+            examine = partial(examine, step=visit.step, epoch=visit.epoch, effort=effort)
+            measurement = collective_of(trainer).agree(examine)
             self._recorder.warn_of_unconverged(measurement, visit.step, self.advice)
             loggers = trainer.loggers if trainer.is_global_zero else ()
             self._recorder.add(measurement, step=visit.step, epoch=visit.epoch, loggers=loggers)
             self._agenda.close(visit.step, visit.epoch)
-        self.seconds += time.perf_counter() - started
+        seconds = self.clock() - started
+        self.seconds += seconds
+        self._budget.spend(effort, seconds)
+
+    def _skip(self, visit: Pending) -> None:
+        self._budget.skip()
+        reason = self._budget.reason
+        self._recorder.add_failure(reason, step=visit.step, epoch=visit.epoch, status="skipped")
+        self._agenda.close(visit.step, visit.epoch)
+        self._recorder.tell_once(reason, f"skips the visit at step {visit.step}: {reason}")
 
     @contextmanager
     def _recorded_failure(self, visit: Pending) -> Iterator[None]:
@@ -263,54 +281,21 @@ class MeasurementCallback(Callback, ABC):
                 raise
             self._fail(f"{type(error).__name__}: {error}", visit.step, visit.epoch)
 
-    def examine(
-        self,
-        module: nn.Module,
-        probes: Mapping[Split, ProbeSet],
-        *,
-        trainer: Any | None = None,
-        loss_fn: LossFn | None = None,
-        step: int = 0,
-        epoch: int = 0,
-        optimizers: Sequence[OptimizerGroups] = (),
-    ) -> Measurement:
-        """One measurement of a module on given probe sets, inside the glass box, with the evidence of the data."""
-        started = time.perf_counter()
+    def examine(self, module: nn.Module, probes: Mapping[Split, ProbeSet], **options: Any) -> Measurement:
+        """One measurement of a module on given probe sets; for the options see :func:`examine`."""
+        return examine(self, module, probes, **options)
 
-        def examined(**options: Any) -> Measurement:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, self.kind))
-            options |= {"trainer": trainer, "loss_fn": loss_fn}
-            objectives = {split: self.objective(module, p.batches, **options) for split, p in probes.items()}
-            visit = Visit(objectives, step, epoch, generator, module, trainer, optimizers, loss_fn)
-            measurement = self.measure(visit)
-            shared = probe_evidence(probes["train"], visit.objective, step)
-            return replace(measurement, evidence={**shared, **measurement.evidence})
-
-        with glass_box():
-            measurement = retried_in_small_chunks(examined, retry=trainer is None or trainer.world_size == 1)
-        return replace(measurement, evidence={**measurement.evidence, "seconds": time.perf_counter() - started})
-
-    def objective(
-        self,
-        module: nn.Module,
-        batches: Sequence[StepBatch],
-        *,
-        loss_fn: LossFn | None = None,
-        mode: Mode | None = None,
-        **options: Any,
-    ) -> Objective:
+    def objective(self, module: nn.Module, batches: Sequence[StepBatch], **options: Any) -> Objective:
         """The module's loss on given batches, under this callback's options and those of :func:`objective_of`."""
-        return objective_of(
-            module,
-            batches,
-            loss_fn=loss_fn or self.loss_fn,
-            parameters=self.parameters,
-            batch_weight=self.batch_weight,
-            mode=mode or self.mode,
-            match_precision=self.match_precision,
-            seed=self.seed,
-            **options,
-        )
+        own = {
+            "loss_fn": self.loss_fn,
+            "parameters": self.parameters,
+            "batch_weight": self.batch_weight,
+            "mode": self.mode,
+            "match_precision": self.match_precision,
+            "seed": self.seed,
+        }
+        return objective_of(module, batches, **own | {k: v for k, v in options.items() if v is not None})
 
     def _fail(self, reason: str, step: int, epoch: int) -> None:
         self._recorder.add_failure(reason, step=step, epoch=epoch)
@@ -333,6 +318,7 @@ class MeasurementCallback(Callback, ABC):
             "step": self._step,
             "records": self._recorder.state(),
             "open": self._agenda.state(),
+            "budget": self._budget.state(),
             "file": None if self._recorder.path is None else str(self._recorder.path),
             "probes": self._probes.state(),
         }
@@ -345,5 +331,11 @@ class MeasurementCallback(Callback, ABC):
         self._step = int(state_dict["step"])
         self._recorder.load_state(state_dict["records"])
         self._agenda.load_state(state_dict.get("open", []))
+        self._budget.load_state(state_dict.get("budget", {}))
         self._recorder.earlier_file = state_dict.get("file")
         self._probes.load_state(state_dict["probes"])
+
+
+def _measuring(trainer: Any) -> float:
+    """Time that all measuring callbacks of a run have taken so far [s]."""
+    return sum(c.seconds for c in trainer.callbacks if isinstance(c, MeasurementCallback))

@@ -229,14 +229,16 @@ def objective_of(
     match_precision: bool = False,
     seed: int = 0,
     recorder: LogRecorder | None = None,
+    wrap: Callable[[LossFn], LossFn] | None = None,
     **options: Any,
 ) -> Objective:
-    """θ ↦ mean of the module's own training loss over ``batches``."""
+    """θ ↦ mean of the module's own training loss over ``batches``, or of what ``wrap`` makes of it."""
+    step = step_function(pl_module, loss_fn)
     weight = None if batch_weight is None else lambda step_batch: batch_weight(step_batch.batch)
     return Objective(
         pl_module,
         batches,
-        step_function(pl_module, loss_fn),
+        step if wrap is None else wrap(step),
         parameters=parameters,
         batch_weight=weight,
         mode=mode,

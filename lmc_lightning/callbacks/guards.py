@@ -63,6 +63,20 @@ def check_module(pl_module: Any, *, loss_fn: LossFn | None, captures: bool) -> N
         )
 
 
+def check_common(on_error: object, mode: object, num_examples: int | None, max_overhead: float | None) -> None:
+    """Refuse impossible values of the arguments that all measuring callbacks have.
+
+    Raises:
+        ValueError: naming the argument, what is possible and the value.
+    """
+    check_choice("on_error", on_error, ("record", "raise"))
+    check_choice("mode", mode, ("eval", "train"))
+    if num_examples is not None and num_examples < 1:
+        raise ValueError(f"Expected num_examples to be at least 1 or None (the whole split), got {num_examples}.")
+    if max_overhead is not None and not max_overhead > 0:
+        raise ValueError(f"Expected max_overhead to be a positive share or None (no limit), got {max_overhead}.")
+
+
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Refuse a value that is none of the choices.
 
@@ -71,3 +85,13 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ValueError(f"Expected {name} to be {' or '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_listed(name: str, values: Sequence[str], choices: Sequence[str]) -> None:
+    """Refuse a list in which something is none of the choices.
+
+    Raises:
+        ValueError: naming the argument, the choices and the values.
+    """
+    if isinstance(values, str) or not set(values) <= set(choices):
+        raise ValueError(f"Expected {name} to list some of {', '.join(map(repr, choices))}, got {values!r}.")

@@ -13,7 +13,7 @@ from lmc_lightning.callbacks.bridge import StepBatch, objective_of
 from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split, between
 from lmc_lightning.callbacks.probes import draw, to_device
-from lmc_lightning.landscape.barrier import Barrier, barrier_between
+from lmc_lightning.landscape.barrier import Barrier, NumPoints, barrier_between
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
 from lmc_lightning.types import BatchWeight, LossFn
 
@@ -26,9 +26,10 @@ def measure(
     loss_fn: LossFn | None = None,
     checkpoint: str | Path | None = None,
 ) -> dict[str, float]:
-    """What the callbacks would log for ``module`` as it is: the same keys, and on the same batches the same bits.
+    """What the callbacks would record for ``module`` as it is: the same keys, and on the same batches the same bits.
 
-    Only ``hessian/stability`` needs a run, for its optimizer. The module is not changed: buffers, modes and every
+    Later visits of a run start from what the earlier ones found, and then agree to their tolerances. Only
+    ``hessian/stability`` needs a run, for its optimizer. The module is not changed: buffers, modes and every
     random stream are as before.
 
     Args:
@@ -52,7 +53,7 @@ def measure(
         probes: dict[Split, ProbeSet] = {
             "train": ProbeSet("train", "probe_dataloader", tuple(to_device(batches, module)))
         }
-        values = callback.examine(module, probes, loss_fn=loss_fn).scalars()
+        values = callback.examine(module, probes, loss_fn=loss_fn).values()
         twice = sorted(found.keys() & values.keys())
         if twice:
             raise ValueError(f"Two callbacks give {twice[-1]!r}. Give one of them a name=.")
@@ -78,7 +79,7 @@ def interpolation_barrier(
     *,
     loss_fn: LossFn | None = None,
     train_dataloader: Iterable[Any] | None = None,
-    num_points: int = NUM_POINTS,
+    num_points: NumPoints = NUM_POINTS,
     num_examples: int | None = 2048,
     batch_stats: BatchStats | None = None,
     parameters: list[str] | None = None,
@@ -95,7 +96,7 @@ def interpolation_barrier(
         loss_fn: ``(module, batch) -> scalar mean loss`` in place of the module's own ``training_step``.
         train_dataloader: training examples, from which BatchNorm statistics are recomputed on the path; by default
             ``dataloader``.
-        num_points: equally spaced points, both ends included.
+        num_points: equally spaced points, both ends included, or ``"adaptive"``.
         num_examples: of each loader; ``None`` for all.
         batch_stats: ``"recompute"`` (default with BatchNorm), ``"interpolate"`` or ``"endpoint"``.
         parameters: name patterns of the parameters that move; the others stay at ``module_a``'s.

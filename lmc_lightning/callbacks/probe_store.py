@@ -1,7 +1,7 @@
 """The probe set: the same tensors at every visit, got without disturbing the loaders that train."""
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,11 @@ from lmc_lightning.core.collective import Collective, joint_digest
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.structure import NotSliceableError, clone, cut, digest, leading_size, tensors_in
 
-Split: TypeAlias = Literal["train", "val"]
+Split: TypeAlias = Literal["train", "val", "test"]
 Source: TypeAlias = Literal["probe_dataloader", "datamodule", "captured"]
+
+Named: TypeAlias = tuple[int | None, str]
+"""How many of the first captured examples, ``None`` for all that there will be, and their digest."""
 
 _STEPS: dict[Split, str] = {"train": "training_step", "val": "validation_step"}
 
@@ -56,7 +59,7 @@ class ProbeSet:
         """What one of the processes measures, when each has read the whole set."""
         if num_processes == 1:
             return self
-        total = sum(leading_size(b.batch) or 1 for b in self.batches)
+        total = _count(self.batches)
         start, stop = (share(total, process + i, num_processes) for i in (0, 1))
         return replace(self, batches=tuple(between(self.batches, start, stop)), part_of=self.digest)
 
@@ -87,6 +90,11 @@ def between(batches: Sequence[StepBatch], start: int, stop: int | None) -> Itera
         yield step_batch
 
 
+def _count(batches: Iterable[StepBatch]) -> int:
+    """How many examples can be told apart; a batch of unknown size is one."""
+    return sum(leading_size(b.batch) or 1 for b in batches)
+
+
 def share(num_examples: int, process: int, num_processes: int) -> int:
     """How many of ``num_examples`` the processes before ``process`` hold together."""
     return num_examples * process // num_processes
@@ -96,7 +104,8 @@ class ProbeStore:
     """The probe sets of one trainer, shared by all measuring callbacks.
 
     Batches come from the datamodule's ``probe_batches(split, num_examples, seed)`` where it has that, else they are
-    cloned as the steps receive them, until enough examples are there or the first epoch ends.
+    cloned as the steps receive them, until enough examples for the largest request are there or the first epoch ends;
+    smaller requests are served as soon as their examples are there.
     """
 
     _stores: ClassVar["weakref.WeakKeyDictionary[Any, ProbeStore]"] = weakref.WeakKeyDictionary()
@@ -105,8 +114,8 @@ class ProbeStore:
         self.directory: Path | None = None
         """Where side files are written, if they are to be."""
         self.process, self.num_processes = 0, 1
-        self.digests: dict[Split, str] = {}
-        """Of each captured set, over all processes, once all have theirs."""
+        self.digests: dict[Split, Named] = {}
+        """Of the captured sets that visits were made on, over all processes."""
         self.errors: list[str] = []
         """Why batches could not be captured, or their side file not be written."""
         self._wanted: dict[Split, int] = {}
@@ -134,17 +143,24 @@ class ProbeStore:
         return after - before
 
     def is_complete(self, split: Split) -> bool:
-        """Whether the probe set of a split is there."""
+        """Whether all that there will be of a split is there."""
         return split in self._complete
 
+    def is_ready(self, split: Split, num_examples: int | None) -> bool:
+        """Whether this process has its part of the first ``num_examples`` examples, or all that there will be."""
+        if self.is_complete(split) or num_examples is None:
+            return self.is_complete(split)
+        captured = self._captured[split]
+        return bool(captured) and _count(captured) >= self._share(num_examples)
+
     def get(self, split: Split, num_examples: int | None) -> ProbeSet:
-        """This process's part of the first ``num_examples`` probe examples of a split."""
+        """This process's part of the first ``num_examples`` probe examples of a split that is ready for so many."""
         if (split, num_examples) not in self._sets:
-            complete = self._complete[split]
-            if complete.source != "captured":
-                found = complete.first(num_examples).part(self.process, self.num_processes)
+            found = self._complete.get(split) or ProbeSet(split, "captured", tuple(self._captured[split]))
+            if found.source != "captured":
+                found = found.first(num_examples).part(self.process, self.num_processes)
             else:
-                found = complete.first(None if num_examples is None else self._share(num_examples))
+                found = found.first(None if num_examples is None else self._share(num_examples))
             self._sets[split, num_examples] = found
         return self._sets[split, num_examples]
 
@@ -157,29 +173,40 @@ class ProbeStore:
         moved = [move_data_to_device(trainer.precision_plugin.convert_input(b), device) for b in batches]
         self._complete[split] = ProbeSet(split, "datamodule", tuple(StepBatch(b, i) for i, b in enumerate(moved)))
 
-    def agree(self, splits: Sequence[Split], collective: Collective) -> None:
-        """Name captured sets that all processes have by digests over all of them."""
-        for split in splits:
-            if self._complete[split].source == "captured" and split not in self.digests:
-                self.digests[split] = joint_digest(self._complete[split].digest, collective)
+    def name(self, split: Split, num_examples: int | None, collective: Collective) -> None:
+        """Give the captured examples of a visit a digest over all processes, by which a resumed run knows them."""
+        named = self.digests.get(split, (0, ""))[0]
+        if named is None or (self.is_complete(split) and self._complete[split].source != "captured"):
+            return
+        size = None if collective.everywhere(self.is_complete(split)) else num_examples
+        if size is None or size > named:
+            self.digests[split] = size, joint_digest(self.get(split, size).digest, collective)
+            self.save()
 
-    def resume(self, directory: Path, digests: dict[Split, str], collective: Collective) -> None:
-        """Take the captured sets of the run that is resumed from its side files, if they are the ones it measured.
+    def resume(self, directory: Path, digests: Mapping[Split, Named], collective: Collective) -> None:
+        """Take the captured examples of the run that is resumed from its side files, if they are those it measured.
+
+        Of a capture that had not ended, what no visit was made on is captured anew.
 
         Raises:
             ValueError: the files hold other data than the digests name.
         """
-        missing = sorted(digests.keys() - self._complete.keys())
+        missing = sorted(digests.keys() - self._complete.keys() - self.digests.keys())
         if not missing:
             return
         path = directory / self.file_name
         captured = collective.agree(lambda: torch.load(path, weights_only=True))
-        sets = {s: ProbeSet(s, "captured", tuple(StepBatch(*b) for b in captured.get(s, ()))) for s in missing}
-        for split, probe_set in sets.items():
-            if joint_digest(probe_set.digest, collective) != digests[split]:
+        for split in missing:
+            size, expected = digests[split]
+            found = ProbeSet(split, "captured", tuple(StepBatch(*b) for b in captured.get(split, ())))
+            found = found.first(None if size is None else self._share(size))
+            if joint_digest(found.digest, collective) != expected:
                 raise ValueError(f"{path} does not hold the {split} probe set of this run.")
-        self._complete |= sets
-        self.digests.update(digests)
+            self.digests[split] = size, expected
+            if size is None:
+                self._complete[split] = found
+            else:
+                self._captured[split] = list(found.batches)
         self.save()
 
     def capture(self, pl_module: nn.Module, split: Split) -> None:
@@ -214,7 +241,7 @@ class ProbeStore:
             self.errors.append(f"A batch cannot be copied: {type(error).__name__}: {error}. Pass probe_dataloader=.")
             del self._wanted[split]
         else:
-            if sum(leading_size(b.batch) or 1 for b in self._captured[split]) >= self._wanted[split]:
+            if _count(self._captured[split]) >= self._wanted[split]:
                 self.close(split)
 
     def close(self, split: Split) -> None:
@@ -233,8 +260,10 @@ class ProbeStore:
             rank_zero_warn(f"More than half of the captured {probe_set.split} probe examples have one label: {counts}.")
 
     def save(self) -> None:
-        """Write captured sets to the side file, from which a resumed run takes them; a full disk is remembered."""
-        captured = {s: [tuple(b) for b in p.batches] for s, p in self._complete.items() if p.source == "captured"}
+        """Write what was captured to the side file, from which a resumed run takes it; a full disk is remembered."""
+        complete = {s: p.batches for s, p in self._complete.items() if p.source == "captured"}
+        named = {s: tuple(self._captured[s]) for s in self.digests}
+        captured = {s: [tuple(b) for b in batches] for s, batches in (named | complete).items()}
         if self.directory is None or not captured:
             return
         try:

@@ -138,7 +138,8 @@ class Probes:
             elif split not in optional:
                 return None
         if self._own is None:
-            self._store.agree(list(sets), collective)
+            for split in sets:
+                self._store.name(split, self._wanted(split), collective)
         return sets
 
     def _wanted(self, split: Split) -> int | None:
@@ -164,7 +165,9 @@ class Probes:
         """The probe set of a split, of ``num_examples`` if more are there; ``None`` while it is being captured."""
         if self._own is not None:
             return self._own
-        return self._store.get(split, num_examples or self.num_examples) if self._store.is_complete(split) else None
+        wanted = self._wanted(split)
+        most = None if wanted is None else max(wanted, num_examples or 0)
+        return self._store.get(split, num_examples or self.num_examples) if self._store.is_ready(split, most) else None
 
     @property
     def errors(self) -> list[str]:
@@ -176,7 +179,10 @@ class Probes:
         return (
             {}
             if self._store.directory is None
-            else {"directory": str(self._store.directory), "digests": dict(self._store.digests)}
+            else {
+                "directory": str(self._store.directory),
+                "digests": {split: list(named) for split, named in self._store.digests.items()},
+            }
         )
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -2,24 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split
 from lmc_lightning.core.collective import joint_digest
 from lmc_lightning.core.hvp import FREE_MEMORY_SHARE, free_bytes
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.batchnorm import has_batch_norm
-from lmc_lightning.types import LossFn
+from lmc_lightning.landscape.stability import OptimizerState
+from lmc_lightning.types import LossFn, Progress
 
-OptimizerGroups: TypeAlias = tuple[type[Optimizer], list[dict[str, Any]]]
-"""Class of an optimizer and its parameter groups without their tensors."""
+NO_DERIVATIVES = {"num_matvecs": 0, "num_gradients": 0}
+"""Evidence of what takes forward passes only."""
 
 MAX_PENDING = 4
 """Visits that may wait for the probe set to be complete."""
+
+
+def silent(done: int, total: int, text: str) -> None:
+    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,18 @@ class Visit:
     module: nn.Module
     """Whose state it is: to be read, never run."""
     trainer: Any | None = None
-    optimizers: Sequence[OptimizerGroups] = ()
+    optimizers: Sequence[OptimizerState] = ()
     """Of each optimizer, as they were at this step."""
     loss_fn: LossFn | None = None
     """What was asked for in place of the callback's own."""
+    effort: float = 1.0
+    """Share of the usual random probes that the visit may spend."""
+    progress: Progress = silent
+    """To be told how far the measurement is, at every product, sample or point."""
+
+    def scaled(self, number: int, at_least: int = 2) -> int:
+        """How many of the usual ``number`` random probes this visit may spend."""
+        return min(number, max(at_least, round(number * self.effort)))
 
     @property
     def objective(self) -> Objective:
@@ -58,23 +70,20 @@ class Pending:
     step: int
     epoch: int
     module: nn.Module
-    optimizers: list[OptimizerGroups]
+    optimizers: list[OptimizerState]
     trainer: Any
     """As the step saw it then."""
 
 
-def optimizer_groups(trainer: Any) -> list[OptimizerGroups]:
-    """Class and a copy of the hyper-parameters of each optimizer, group by group."""
-    return [
-        (type(o), [{k: v for k, v in group.items() if k != "params"} for group in o.param_groups])
-        for o in trainer.optimizers
-    ]
+def optimizer_states(trainer: Any, pl_module: nn.Module) -> list[OptimizerState]:
+    """Of each optimizer of the run, as it is now; tensors are the optimizers' own."""
+    return [OptimizerState.of(optimizer, pl_module) for optimizer in trainer.optimizers]
 
 
-def fits_in_memory(module: nn.Module, copies: int) -> bool:
-    """Whether so many copies of the module take at most a quarter of the free memory."""
+def fits_in_memory(module: nn.Module, optimizers: Sequence[OptimizerState], copies: int) -> bool:
+    """Whether so many copies of the module and of its optimizers' second moments take a quarter of the free memory."""
     tensors = [*module.parameters(), *module.buffers()]
-    size = sum(t.numel() * t.element_size() for t in tensors)
+    size = sum(t.numel() * t.element_size() for t in tensors) + sum(o.num_bytes for o in optimizers)
     return not tensors or copies * size <= FREE_MEMORY_SHARE * free_bytes(tensors[0].device)
 
 

@@ -163,9 +163,13 @@ def is_picture(description: str) -> bool:
     return description.startswith(("histogram", "figure"))
 
 
+def is_unlogged(description: str) -> bool:
+    return description.startswith("table only")
+
+
 def with_errors(rows: Mapping[str, str]) -> Iterator[str]:
-    """The scalar keys of a table, with those of the errors that their descriptions name."""
+    """The scalar keys that are logged, with those of the errors that their descriptions name."""
     for key, text in rows.items():
-        if not is_picture(text):
+        if not is_picture(text) and not is_unlogged(text):
             yield key
             yield from (f"{key}{suffix}" for suffix in re.findall(r"``(_stderr\w*)``", text))

@@ -65,6 +65,12 @@ def test_the_module_and_every_random_stream_are_left_as_they_were() -> None:
     assert all(p.grad is None for p in module.parameters())
 
 
+def test_train_mode_means_batch_statistics_whatever_mode_the_module_comes_in() -> None:
+    found = [measure(Classifier(batch_norm=True).train(flag), batches(), both(mode="train")) for flag in (True, False)]
+    assert found[0] == found[1]
+    assert found[0] != measure(Classifier(batch_norm=True), batches(), both())
+
+
 def test_twice_gives_the_same_bits() -> None:
     module = Classifier()
     assert measure(module, train_loader(), both()) == measure(module, train_loader(), both())
@@ -74,7 +80,8 @@ def test_a_plain_module_needs_and_takes_a_loss() -> None:
     module = Classifier()
     with pytest.raises(ValueError, match=r"Sequential has no training_step.*Pass loss_fn, e.g. loss_fn=lambda"):
         measure(module.net, batches(), both())
-    assert measure(module.net, batches(), both(), loss_fn=cross_entropy) == measure(module, batches(), both())
+    with_step = {key.replace("/net.", "/"): value for key, value in measure(module, batches(), both()).items()}
+    assert measure(module.net, batches(), both(), loss_fn=cross_entropy) == with_step
 
 
 def test_the_loss_of_measure_takes_the_place_of_the_step_everywhere() -> None:

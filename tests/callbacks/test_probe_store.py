@@ -4,7 +4,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lmc_lightning.callbacks.bridge import StepBatch
 from lmc_lightning.callbacks.probe_store import ProbeSet, ProbeStore, between, share
@@ -109,6 +111,52 @@ def test_one_store_serves_all_callbacks_of_a_trainer() -> None:
     assert torch.equal(rows(store.get("train", 5).batches), rows(store.get("train", 20).batches)[:5])
     digests = [c.results[0].evidence["probe_digest"] for c in (small, large)]
     assert digests == [store.get("train", n).digest for n in (5, 20)]
+
+
+class ManySteps(Plain):
+    """Twelve steps an epoch, always in one order."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.dataset(), batch_size=2)
+
+
+def small_beside_large(**options: Any) -> tuple[Probe, Probe]:
+    common = {"on_error": "raise", **options}
+    return Probe(num_examples=5, every_n_train_steps=1, **common), Probe(
+        num_examples=1000, epochs=[1], name="large", **common
+    )
+
+
+def test_a_small_request_is_served_before_a_larger_one_of_another_callback() -> None:
+    small, large = small_beside_large()
+    alone, _ = small_beside_large()
+    beside = train(Setting(ManySteps), [small, large], max_epochs=1)
+    assert train(Setting(ManySteps), [alone], max_epochs=1).differs_from(beside) == []
+    assert values(small) == values(alone)
+    assert {r.step for r in small.results} == set(range(13))
+    assert {r.evidence["num_examples"] for r in large.results} == {24}
+
+
+def values(probe: Probe) -> list[tuple[int, str, float | None, str]]:
+    return [(r.step, r.name, r.value, r.evidence["probe_digest"]) for r in probe.results]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_is_there_serves_requests_of_its_size_only(split: Any) -> None:
+    store = ProbeStore()
+    for number in (5, 20):
+        store.request(split, number)
+    assert not store.is_ready(split, 5)
+    store.receive(split, (examples(8), 0))
+    assert store.is_ready(split, 5)
+    assert not store.is_ready(split, 9)
+    early = store.get(split, 5)
+    assert early.digest == ProbeSet(split, "captured", tuple(step_batches(8))).first(5).digest
+    for index in (1, 2):
+        store.receive(split, (examples(8), index))
+    assert store.is_complete(split)
+    assert store.get(split, 5) is early
+    assert store.get(split, 20).num_examples == 20
 
 
 class Refuses(Callback):
@@ -220,7 +268,7 @@ def stored(directory: Path) -> ProbeStore:
     store.directory = directory
     store.request("train", 8)
     store.receive("train", (examples(8), 0))
-    store.agree(["train"], Collective())
+    store.name("train", 8, Collective())
     return store
 
 
@@ -235,10 +283,49 @@ def test_a_resumed_run_takes_the_same_set_from_the_side_file(tmp_path: Path) -> 
     assert again.is_complete("train")
 
 
+def test_a_resumed_run_takes_what_visits_were_made_on_and_captures_the_rest(tmp_path: Path) -> None:
+    store, resumed = ProbeStore(), ProbeStore()
+    store.directory = tmp_path
+    store.request("train", 20)
+    store.receive("train", (examples(8), 0))
+    store.name("train", 5, Collective())
+    early = dict(store.digests)
+    for index in (1, 2):  # after the checkpoint from which the other run goes on
+        store.receive("train", (examples(8), index))
+    resumed.request("train", 20)
+    resumed.resume(tmp_path, early, Collective())
+    assert resumed.get("train", 5).digest == store.get("train", 5).digest == early["train"][1]
+    assert not resumed.is_ready("train", 6)
+    for index in (7, 8):
+        resumed.receive("train", (examples(8), index))
+    assert resumed.get("train", 5).digest == early["train"][1]
+    assert [(b.batch_idx, len(b.batch[0])) for b in resumed.get("train", 20).batches] == [(0, 5), (7, 8), (8, 7)]
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint:UserWarning")
+@pytest.mark.filterwarnings("ignore:More than half of the captured train probe examples:UserWarning")
+def test_a_run_that_is_resumed_before_the_capture_has_ended_measures_on_the_same_set(tmp_path: Path) -> None:
+    whole, _ = small_beside_large()
+    train(Setting(ManySteps), [whole], max_epochs=1)
+    saves = ModelCheckpoint(tmp_path, filename="half", every_n_train_steps=4)
+    train(Setting(ManySteps), [*small_beside_large(), saves], max_steps=6, enable_checkpointing=True)
+    resumed, large = small_beside_large()
+    checkpoint = tmp_path / "half.ckpt"
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["global_step"] == 4
+    train(Setting(ManySteps), [resumed, large], max_epochs=1, ckpt_path=checkpoint)
+    # Lightning starts the interrupted epoch's loader anew, so that later weights differ.
+    assert [v for v in values(resumed) if v[0] <= 4] == [v for v in values(whole) if v[0] <= 4]
+    assert {(step, digest) for step, _, _, digest in values(resumed)} == {
+        (step, digest) for step, _, _, digest in values(whole)
+    }
+    assert {r.step for r in large.results} == {12}
+
+
 def test_a_side_file_of_another_run_is_refused(tmp_path: Path) -> None:
     stored(tmp_path)
     with pytest.raises(ValueError, match="does not hold the train probe set of this run"):
-        ProbeStore().resume(tmp_path, {"train": "0" * 64}, Collective())
+        ProbeStore().resume(tmp_path, {"train": (None, "0" * 64)}, Collective())
 
 
 def test_a_full_disk_is_remembered(tmp_path: Path) -> None:

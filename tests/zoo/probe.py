@@ -27,7 +27,8 @@ class Probe(MeasurementCallback):
             "gradient_norm": objective.grad(theta).norm(),
             "form": vector @ product,
         }
-        return Measurement(tuple(Quantity(self.key(name), float(value)) for name, value in found.items()))
+        quantities = tuple(Quantity(self.key(name), float(value)) for name, value in found.items())
+        return Measurement(quantities, evidence={"num_matvecs": 1, "num_gradients": 1})
 
 
 class Truth(MeasurementCallback):
