@@ -1,108 +1,228 @@
-"""Two states of a network compared on several splits: loss, error and named metrics along the line between them."""
+"""Two states of a network compared on several splits: barriers of loss, error and named metrics, and extras."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
-import torch
+from torch import Tensor, nn
 
 from lmc_lightning.callbacks.bridge import LogRecorder, StepBatch, logged_metrics
-from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, barrier, barriers_between
-from lmc_lightning.landscape.batchnorm import has_batch_norm, running_statistics
-from lmc_lightning.landscape.paths import (
-    BatchStats,
-    Curve,
-    Endpoint,
-    Path,
-    Profile,
-    linear_path,
-    uniform_ts,
-)
+from lmc_lightning.callbacks.guards import check_choice
+from lmc_lightning.landscape.attribution import Attribution, attribution
+from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, NumPoints, barriers_on, line_profiles
+from lmc_lightning.landscape.batchnorm import has_batch_norm
+from lmc_lightning.landscape.distances import parameter_distance, prediction_distance
+from lmc_lightning.landscape.layers import Barriers, layer_barriers
+from lmc_lightning.landscape.outputs import Outputs, outputs_at
+from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, Endpoint
+from lmc_lightning.landscape.profiles import Metrics, Profile, StateEvaluator
+from lmc_lightning.landscape.soup import soup_gains
 from lmc_lightning.recording import Quantity
+
+Extra: TypeAlias = Literal["distances", "soup", "layers", "attribution", "figures"]
+EXTRAS: tuple[Extra, ...] = ("distances", "soup", "layers", "attribution", "figures")
+
+NamedMetrics: TypeAlias = Mapping[str, Literal["min", "max"]]
+"""Metrics of ``validation_step``, and which end of each is better."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One number of a pair: ``{family}/{quantity}/<the pair>[/{qualifier}]``."""
+
+    family: str
+    quantity: str
+    value: float
+    stderr: float | None = None
+    qualifier: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What was found for a pair of states."""
+
+    barriers: Mapping[str, Barrier]
+    """By ``{split}_{metric}``, and by name for named metrics."""
+    findings: Sequence[Finding]
+    """Everything that is logged, the barriers first."""
+    attributions: Mapping[str, Attribution] = field(default_factory=dict)
+
+
+def metrics_of(names: NamedMetrics, objective: Any, validation: Sequence[StepBatch], recorder: LogRecorder) -> Metrics:
+    """Named metrics of a state, each with the sign with which smaller is better; ``−accuracy`` is that of accuracy.
+
+    Args:
+        names: of what ``validation_step`` logs.
+        objective: made with ``recorder`` in place of ``self.log``.
+        validation: the validation split.
+        recorder: what the module logs to.
+    """
+
+    def metrics(theta: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, float]:
+        logged = logged_metrics(objective, theta, validation, recorder, dict(buffers))
+        unknown = [name for name in names if name not in logged]
+        if unknown:
+            known = ", ".join(map(repr, logged)) or "nothing"
+            raise ValueError(f"validation_step logs {known}, not {unknown[0]!r}.")
+        return {signed(name, better): logged[name] * (-1 if better == "max" else 1) for name, better in names.items()}
+
+    return metrics
+
+
+def check_metrics(metrics: NamedMetrics, splits: Sequence[str]) -> None:
+    """Refuse named metrics that cannot be had or logged.
+
+    Raises:
+        ValueError: neither end is better, one would share the key of a split's own metric, or there is no such split.
+    """
+    for name, better in metrics.items():
+        check_choice(f"metrics[{name!r}]", better, ("min", "max"))
+        if name in {f"{split}_{metric}" for split in splits for metric in ("loss", "error")}:
+            raise ValueError(
+                f"{name!r} in metrics would be logged under the key of the {name.split('_')[0]} split's own "
+                f"{name.split('_')[1]}, which is measured anyhow. Leave it out; if validation_step computes another "
+                f"quantity, let it log that under another name."
+            )
+    if metrics and "val" not in splits:
+        raise ValueError("metrics are of the validation split, which probe_dataloader= replaces. Leave one out.")
+
+
+def signed(name: str, better: str) -> str:
+    """What a named metric is called with the sign with which smaller is better."""
+    return f"−{name}" if better == "max" else name
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two states are compared on, prepared once for all pairs of states of one module."""
+    """What pairs of states are compared by, prepared once for all states of one module."""
 
-    objectives: Mapping[str, Objective]
-    """The module's loss on each split."""
-    statistics: Objective | None = None
-    """The module in train mode on the training batches that BatchNorm statistics are recomputed from."""
-    num_points: int = 25
-    batch_stats: BatchStats | None = None
-    metrics: Mapping[str, Literal["min", "max"]] = field(default_factory=dict)
-    """Named metrics of ``validation_step``, and which end of each is better."""
-    validation: Sequence[StepBatch] = ()
-    recorder: LogRecorder | None = None
-    """What the objectives' module logs to, where there are named metrics."""
+    states: StateEvaluator
+    num_points: NumPoints = NUM_POINTS
+    metrics: NamedMetrics = field(default_factory=dict)
+    definitions: Sequence[str] = ("barrier",)
+    extras: Sequence[Extra] = ()
     evidence: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of the data of each split."""
+    start: Endpoint | None = None
+    """Where distances are measured from."""
+    _outputs: WeakKeyDictionary[Endpoint, dict[str, Outputs]] = field(default_factory=WeakKeyDictionary, repr=False)
 
-    def between(self, end_a: Endpoint, end_b: Endpoint) -> dict[str, Barrier]:
-        """Barriers from A (t = 0) to B (t = 1) by ``{split}_{metric}``, and by name for named metrics."""
-        by_split = barriers_between(
-            self.objectives,
-            end_a,
-            end_b,
-            num_points=self.num_points,
-            batch_stats=self.batch_stats,
-            stats_objective=self.statistics,
-        )
-        found = {f"{split}_{m}": b for split, barriers in by_split.items() for m, b in barriers.items()}
-        return found | (self._named(end_a, end_b) if self.metrics else {})
+    def between(self, end_a: Endpoint, end_b: Endpoint) -> Pairing:
+        """Everything that is asked of the pair A (t = 0) and B (t = 1)."""
+        profiles = line_profiles(self.states, end_a, end_b, num_points=self.num_points)
+        barriers = self._named(barriers_on(profiles))
+        attributions = dict(self._attributions(profiles, barriers)) if "attribution" in self.extras else {}
+        findings = [f for name, b in barriers.items() for f in self._of_barrier(name, b, attributions.get(name))]
+        if "distances" in self.extras:
+            findings += self._distances(end_a, end_b)
+        if "soup" in self.extras:
+            findings += self.soup([end_a, end_b])
+        if "layers" in self.extras:
+            findings += self._layers(end_a, end_b)
+        return Pairing(barriers, findings, attributions)
 
-    def quantity(self, key: str, result: Barrier) -> Quantity:
-        """A barrier with its evidence, to be logged as ``key``."""
-        evidence = {name: getattr(result, name) for name in DEFINITIONS} | {
-            "metric": result.metric,
-            "eval_split": result.split,
-            "peak_t": result.peak_t,
-            "barrier_lower": result.barrier_lower,
-            "distinguishable_from_zero": result.distinguishable_from_zero,
-            "batch_stats": result.batch_stats,
-            "num_points": result.num_points,
-            "num_samples": result.num_samples,
-            "ends": [float(result.values[0]), float(result.values[-1])],
-            "own_ends": list(result.own_ends),
+    def _named(self, by_split: Barriers) -> dict[str, Barrier]:
+        return {self._name(s, m): b for s, barriers in by_split.items() for m, b in barriers.items()}
+
+    def _name(self, split: str, metric: str) -> str:
+        named = {signed(name, better): name for name, better in self.metrics.items()}
+        return f"{split}_{metric}" if metric in ("loss", "error") else named[metric]
+
+    def _of_barrier(self, name: str, barrier: Barrier, shares: Attribution | None) -> Iterator[Finding]:
+        evidence = self._evidence(barrier)
+        if shares is not None:
+            evidence["class_shares"] = shares.by_class
+        yield Finding("barrier", name, barrier.barrier, barrier.stderr_data["barrier"], evidence=evidence)
+        for definition in self.definitions:
+            if definition != "barrier":
+                value, stderr = getattr(barrier, definition), barrier.stderr_data[definition]
+                of = {**self._data(barrier.split), "metric": barrier.metric, "definition": definition}
+                yield Finding("barrier", name, value, stderr, definition, of)
+
+    def _evidence(self, barrier: Barrier) -> dict[str, Any]:
+        return {
+            **self._data(barrier.split),
+            **{name: getattr(barrier, name) for name in DEFINITIONS},
+            "definition": "barrier",
+            "metric": barrier.metric,
+            "peak_t": barrier.peak_t,
+            "barrier_lower": barrier.barrier_lower,
+            "distinguishable_from_zero": barrier.distinguishable_from_zero,
+            "num_points": barrier.num_points,
+            "num_samples": barrier.num_samples,
+            "sample_unit": barrier.unit,
+            "ends": [float(barrier.values[0]), float(barrier.values[-1])],
+            "own_ends": list(barrier.own_ends),
+            "stderrs": dict(barrier.stderr_data),
         }
-        of_data = self.evidence.get(result.split, {})
-        return Quantity(key, result.barrier, result.stderr_data["barrier"], evidence={**of_data, **evidence})
 
-    def _named(self, end_a: Endpoint, end_b: Endpoint) -> dict[str, Barrier]:
-        ts = uniform_ts(self.num_points)
-        path = linear_path(end_a, end_b, buffers="endpoint" if self.batch_stats == "endpoint" else "interpolate")
-        recompute = self.statistics is not None and self.batch_stats in (None, "recompute")
-        rows = [self._metrics_at(path, t, recompute) for t in ts.tolist()]
-        own_ends = [self._metrics_at(path, t, False) for t in (0.0, 1.0)] if recompute else [rows[0], rows[-1]]
-        policy: BatchStats | None = "recompute" if recompute else self.batch_stats
-        return {name: self._named_barrier(name, ts, rows, own_ends, policy) for name in self.metrics}
+    def _data(self, split: str) -> dict[str, Any]:
+        return {**self.evidence.get(split, {}), "eval_split": split, "batch_stats": self.states.batch_stats}
 
-    def _metrics_at(self, path: Path, t: float, recompute: bool) -> dict[str, float]:
-        theta, buffers = path(t)
-        if recompute and self.statistics is not None:
-            buffers = running_statistics(self.statistics, theta, buffers)
-        recorder = self.recorder or LogRecorder()
-        return logged_metrics(self.objectives["val"], theta, self.validation, recorder, buffers)
+    # -- asked for by name -------------------------------------------------------------------------------------------
 
-    def _named_barrier(
-        self,
-        name: str,
-        ts: torch.Tensor,
-        rows: Sequence[Mapping[str, float]],
-        own_ends: Sequence[Mapping[str, float]],
-        policy: BatchStats | None,
-    ) -> Barrier:
-        if name not in rows[0]:
-            raise ValueError(f"validation_step logs {', '.join(map(repr, rows[0])) or 'nothing'}, not {name!r}.")
-        # A metric that is better when larger has a barrier where it dips: that of its negative.
-        sign, label = (-1.0, f"−{name}") if self.metrics[name] == "max" else (1.0, name)
-        values = sign * torch.tensor([row[name] for row in rows], dtype=torch.float64)
-        first, last = (sign * row[name] for row in own_ends)
-        return barrier(Profile(ts, {label: Curve(values, (first, last))}, "val", policy), label)
+    def _attributions(
+        self, profiles: Mapping[str, Profile], barriers: Mapping[str, Barrier]
+    ) -> Iterator[tuple[str, Attribution]]:
+        for name, barrier in barriers.items():
+            if profiles[barrier.split].curves[barrier.metric].samples is not None:
+                yield name, attribution(barrier, profiles[barrier.split], self._labels.get(barrier.split))
+
+    @cached_property
+    def _labels(self) -> dict[str, Tensor]:
+        """The class of each example that counts, by split, where the loss is over classes."""
+        outputs = self._outputs_of(Endpoint(self.states.objective.theta(), self.states.objective.buffers))
+        return {split: found.labels[found.weights > 0] for split, found in outputs.items()}
+
+    def _outputs_of(self, end: Endpoint) -> dict[str, Outputs]:
+        """What a classifier says on each split, with the statistics of the policy; nothing of another network."""
+        if end not in self._outputs:
+            buffers = self.states.buffers_at(end.theta, end.buffers)
+            found = {s: outputs_at(o, end.theta, buffers) for s, o in self.states.objectives.items()}
+            self._outputs[end] = {s: outputs for s, outputs in found.items() if outputs is not None}
+        return self._outputs[end]
+
+    def _distances(self, end_a: Endpoint, end_b: Endpoint) -> Iterator[Finding]:
+        for name, value in vars(parameter_distance(end_a, end_b, self.start)).items():
+            yield Finding("distance", name, value, evidence={"definition": name})
+        others = self._outputs_of(end_b)
+        for split, outputs in self._outputs_of(end_a).items():
+            for name, mean in vars(prediction_distance(outputs, others[split])).items():
+                evidence = {**self._data(split), "definition": name, "num_samples": int((outputs.weights > 0).sum())}
+                yield Finding("distance", f"{split}_{name}", mean.value, mean.stderr, evidence=evidence)
+
+    def soup(self, ends: Sequence[Endpoint]) -> Iterator[Finding]:
+        """How much better the average of networks is than the best of them, by split and metric."""
+        for split, gains in soup_gains(self.states, ends).items():
+            for metric, found in gains.items():
+                evidence = {
+                    **self._data(split),
+                    "definition": "soup_gain",
+                    "metric": metric,
+                    "average": found.average,
+                    "networks": list(found.networks),
+                }
+                yield Finding("soup_gain", self._name(split, metric), found.gain, found.stderr, evidence=evidence)
+
+    def _layers(self, end_a: Endpoint, end_b: Endpoint) -> Iterator[Finding]:
+        found = layer_barriers(self.states, end_a, end_b, num_points=self.num_points)
+        for rest, by_group in (("", found.at_a), ("at_b", found.at_b), ("cumulative", found.cumulative)):
+            for group, by_split in by_group.items():
+                for name, barrier in self._named(by_split).items():
+                    evidence = {**self._evidence(barrier), "group": group, "rest": rest or "at_a", "order": found.order}
+                    qualifier = "/".join(part for part in (group, rest) if part)
+                    stderr = barrier.stderr_data["barrier"]
+                    yield Finding("barrier_layer", name, barrier.barrier, stderr, qualifier, evidence)
 
 
-def needs_statistics(module: torch.nn.Module, batch_stats: BatchStats | None) -> bool:
+def quantity_of(finding: Finding, key: str) -> Quantity:
+    """A finding as it is recorded and logged."""
+    return Quantity(key, finding.value, finding.stderr, evidence=finding.evidence)
+
+
+def needs_statistics(module: nn.Module, batch_stats: BatchStats | None) -> bool:
     """Whether BatchNorm statistics have to be recomputed on a path between states of ``module``."""
     return batch_stats in (None, "recompute") and has_batch_norm(module)

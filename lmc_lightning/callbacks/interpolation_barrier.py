@@ -1,31 +1,45 @@
 """Barriers on the straight line between the run and its children, its start, its last visit or a checkpoint."""
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+import pandas as pd
+from torch import nn
 
-from lmc_lightning.branching.lineage import Family, Node
+from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge import LogRecorder
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
-from lmc_lightning.callbacks.comparison import Comparison, needs_statistics
-from lmc_lightning.callbacks.family_figures import family_figures, label_of
-from lmc_lightning.callbacks.guards import check_choice
+from lmc_lightning.callbacks.comparison import (
+    EXTRAS,
+    Comparison,
+    Extra,
+    Finding,
+    NamedMetrics,
+    Pairing,
+    check_metrics,
+    metrics_of,
+    needs_statistics,
+    quantity_of,
+)
+from lmc_lightning.callbacks.family_figures import family_figures
+from lmc_lightning.callbacks.family_table import family_table, write_tables
+from lmc_lightning.callbacks.guards import check_choice, check_listed
+from lmc_lightning.callbacks.memory import Meter
+from lmc_lightning.callbacks.pairs import PAIR_KINDS, Pair, PairKind, Work, pairs_of, start_of, work_on
 from lmc_lightning.callbacks.probe_store import Split
-from lmc_lightning.callbacks.visits import Visit, probe_evidence
+from lmc_lightning.callbacks.references import Reference, check_reference, state_of_module
+from lmc_lightning.callbacks.visits import NO_DERIVATIVES, Visit, probe_evidence
 from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.core.params import ParameterLayout, parameter_layout
-from lmc_lightning.landscape.barrier import Barrier
+from lmc_lightning.landscape.attribution import Attribution
+from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, NumPoints
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
-from lmc_lightning.recording import Measurement, slug
-from lmc_lightning.schedule import Axis, Schedule
+from lmc_lightning.landscape.profiles import Metrics, StateEvaluator
+from lmc_lightning.recording import Measurement
+from lmc_lightning.schedule import Axis
 
 STATISTICS_EXAMPLES = 5000
 """Training examples from which BatchNorm statistics are recomputed on the path."""
@@ -34,66 +48,105 @@ STATISTICS_EXAMPLES = 5000
 class InterpolationBarrier(MeasurementCallback):
     """How far loss and error rise on the straight line between two states of a network.
 
-    Beside :class:`CheckpointBranching`, the children of each branch point k1 are compared with the trunk at the same
-    later epochs (``epochs``), when all have been trained. Without it, the run is compared with ``reference``.
+    Beside :class:`CheckpointBranching`, the children of each branch point k1 are compared with the trunk, or with each
+    other, at the same later epochs (``epochs``), when all have been trained. Without it, the run is compared with
+    ``reference``.
 
     With BatchNorm, statistics are recomputed at each point from training examples, in train mode without dropout.
-    Costs ``num_points`` forward passes a pair over each split. The ``barrier`` is that of Entezari et al. (arXiv
-    2110.06296), max over t of the gap to the chord; ``instability`` (arXiv 1912.05671) and the other conventions are
-    in the evidence of each record and in ``barriers``.
+    Costs ``num_points`` forward passes a pair over each split, the ends once for all pairs. The ``barrier`` is that of
+    Entezari et al. (arXiv 2110.06296), max over t of the gap to the chord; ``instability`` (arXiv 1912.05671) and the
+    other conventions, with their errors, are in the evidence of each record, in ``barriers`` and in :meth:`to_table`.
 
     Logged at x = step of the later epoch, each with ``<key>_stderr`` over examples (but not named metrics, whose parts
     are not known):
 
-    =====================================  ==========================================================================
-    ``barrier/{split}_loss/k1_{005}``      loss barrier of child and trunk, exactly 0 at the branch step
-    ``barrier/{split}_error/k1_{005}``     error (1 − accuracy) barrier, for classification losses
-    ``barrier/{metric}/k1_{005}``          a named metric that ``validation_step`` logs
-    ``…/child_{j}``                        appended when a branch point has several children
-    ``barrier/{split}_loss/{reference}``   without branching: ``initial``, ``previous`` or the checkpoint's name
-    ``barrier/{split}_error/{reference}``  likewise
-    ``barrier/{metric}/{reference}``       likewise
-    ``barrier_curves/…``                   figure of the path to each child, a curve for each later epoch, at the end
-    ``barrier_map/…``                      figure of all children of a metric, branch point × later epoch, at the end
-    =====================================  ==========================================================================
+    ==========================================  =====================================================================
+    ``barrier/{split}_loss/k1_{005}``           loss barrier of child and trunk, exactly 0 at the branch step
+    ``barrier/{split}_error/k1_{005}``          error (1 − accuracy) barrier, for classification losses
+    ``barrier/{metric}/k1_{005}``               a named metric that ``validation_step`` logs
+    ``…/child_{j}``                             appended when a branch point has several children
+    ``…/siblings_{i}_{j}``                      appended for two children of it, with ``pairs=("siblings",)``
+    ``…/{definition}``                          appended for further ``definitions``
+    ``barrier/{split}_loss/{reference}``        without branching: ``initial``, ``previous``, the checkpoint's name
+    ``barrier/{split}_error/{reference}``       likewise
+    ``barrier/{metric}/{reference}``            likewise
+    ``distance/{l2}/…``                         extra ``distances``, of parameters: ``l2``, ``relative`` to the way
+                                                from the start, ``cosine`` of the two ways
+    ``distance/{split}_{disagreement}/…``       of predictions: ``disagreement``, ``kl`` and ``jsd`` [nats],
+                                                ``logit_cosine``, ``ensemble_accuracy`` of the averaged softmax
+    ``soup_gain/{split}_{metric}/…``            extra ``soup``: how much better the midpoint is than the better end
+    ``soup_gain/{split}_{metric}/family``       the average of the trunk and all its children than the best of them
+    ``barrier_layer/{split}_{metric}/…``        extra ``layers``, then ``/{module}``: only this module's tensors move
+                                                and the rest is the first network's; ``/{module}/at_b``: the second's;
+                                                ``/{module}/cumulative``: this module and all before it move
+    ``barrier_curves/…``                        figure of the path of each pair, a curve for each later epoch, at the
+                                                end
+    ``barrier_map/…``                           figure of all pairs of a metric, branch point × later epoch, at the end
+    ``barrier_gaps/…``                          figure, with the extra ``figures``: the gaps to the chord alone
+    ``barrier_branch_points/…``                 figure, likewise: barrier against k1
+    ``barrier_pretraining/…``                   figure, likewise: barrier against the trunk's metric at k1
+    ``distance_curves/…``                       figure, likewise, with ``distances``: against the step
+    ``family_tree``                             figure, likewise: which run left which, and when
+    ==========================================  =====================================================================
 
     Args:
-        num_points: equally spaced points on the line, both ends included.
+        num_points: equally spaced points on the line, both ends included, or ``"adaptive"``: about ten, refined around
+            the peaks of the losses, and 25 for curves with two peaks.
         reference: ``"initial"``, ``"previous"`` (the last visit) or the path of a checkpoint; only without branching.
+        pairs: ``"trunk"``: each child with the trunk; ``"siblings"``: the children of a branch point with each other.
+        splits: of ``"train"``, ``"val"`` and ``"test"``; the last needs a datamodule with ``probe_batches``.
         metrics: further metrics by the name that ``validation_step`` logs, and which is better, ``"min"`` or ``"max"``.
+        definitions: conventions of the barrier that are logged under keys of their own.
         batch_stats: ``"recompute"`` (default with BatchNorm), ``"interpolate"`` or ``"endpoint"``.
+        extras: ``"distances"`` (2 more passes a pair), ``"soup"`` (1), ``"layers"`` (3G paths for G modules),
+            ``"attribution"`` (1 in all: shares of examples in ``attributions``, those of classes in the evidence),
+            ``"figures"``.
         **common: see :class:`MeasurementCallback`. A ``probe_dataloader`` gives the training split, then the only one.
+
+    Raises:
+        ValueError: unknown names, fewer than 3 points, or a metric that would share the key of a split's loss or error.
     """
 
     kind = "barrier"
-    splits: tuple[Split, ...] = ("train", "val")
 
     def __init__(
         self,
         *,
-        num_points: int = NUM_POINTS,
+        num_points: NumPoints = NUM_POINTS,
         reference: str | None = None,
-        metrics: dict[str, Literal["min", "max"]] | None = None,
+        pairs: Sequence[PairKind] = ("trunk",),
+        splits: Sequence[Split] = ("train", "val"),
+        metrics: NamedMetrics | None = None,
+        definitions: Sequence[str] = ("barrier",),
         batch_stats: BatchStats | None = None,
+        extras: Sequence[Extra] = (),
         **common: Any,
     ) -> None:
-        if common.get("probe_dataloader") is not None:
-            self.splits = ("train",)
+        self.splits = tuple(splits) if common.get("probe_dataloader") is None else ("train",)
         super().__init__(**common)
-        if num_points < 3:
+        if num_points != "adaptive" and num_points < 3:
             raise ValueError(f"Expected num_points of at least 3, one of them between the ends, got {num_points}.")
         if batch_stats is not None:
             check_choice("batch_stats", batch_stats, ("recompute", "interpolate", "endpoint"))
-        for name, better in (metrics or {}).items():
-            check_choice(f"metrics[{name!r}]", better, ("min", "max"))
-        if metrics and "val" not in self.splits:
-            raise ValueError("metrics are of the validation split, which probe_dataloader= replaces. Leave one out.")
-        self.num_points, self.reference = num_points, reference
-        self.metrics, self.batch_stats = dict(metrics or {}), batch_stats
+        check_listed("pairs", pairs, PAIR_KINDS)
+        check_listed("splits", splits, ("train", "val", "test"))
+        if "train" not in self.splits:
+            raise ValueError(f"Expected splits to hold 'train', on which all visits are made, got {self.splits}.")
+        check_listed("definitions", definitions, DEFINITIONS)
+        check_listed("extras", extras, EXTRAS)
+        check_metrics(metrics or {}, self.splits)
+        self.num_points, self.reference, self.pairs = num_points, reference, tuple(pairs)
+        self.metrics, self.definitions = dict(metrics or {}), tuple(definitions)
+        self.batch_stats, self.extras = batch_stats, tuple(extras)
         self.barriers: dict[tuple[str, int], Barrier] = {}
         """Full results by (key, later step)."""
-        self._reference: dict[str, Tensor] | None = None
-        self._reference_step: int | None = None
+        self.attributions: dict[tuple[str, int], Attribution] = {}
+        """With the extra ``attribution``: shares by (key, later step)."""
+        self._reference = Reference(reference)
+        self._family = ""
+        if reference is None and "distances" in extras and self.schedule.every is None:
+            # The start is what distances are relative to: the family keeps the weights that somebody asks for.
+            self.schedule = replace(self.schedule, points=self.schedule.points | {0})
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
@@ -102,16 +155,23 @@ class InterpolationBarrier(MeasurementCallback):
 
         Raises:
             ValueError: no reference without branching, or one beside it; steps for later epochs beside it; metrics
-                without validation.
+                without validation; a test split that no datamodule gives.
         """
         if stage == "fit":
-            _check_reference(self.reference, self.schedule, _is_branching(trainer))
+            branching = any(isinstance(c, CheckpointBranching) for c in trainer.callbacks)
+            check_reference(self.reference, self.schedule, branching)
             if self.metrics and not trainer.enable_validation:
                 raise ValueError(
                     f"metrics={self.metrics} are read from the validation of the run, and it has none. Give it a "
                     f"validation loader and the module a validation_step, or leave metrics out."
                 )
+            if "test" in self.splits and self._probes.captures(trainer):
+                raise ValueError(
+                    "A run sees no test batches from which the test split could be captured. Give it a datamodule "
+                    "with probe_batches(split, num_examples, seed), or leave 'test' out of splits."
+                )
             self.barriers.clear()
+            self.attributions.clear()
             if needs_statistics(pl_module, self.batch_stats):
                 self._probes.reserve = STATISTICS_EXAMPLES
         super().setup(trainer, pl_module, stage)
@@ -122,14 +182,10 @@ class InterpolationBarrier(MeasurementCallback):
         Raises:
             ValueError: the checkpoint to compare with is of another architecture.
         """
-        if trainer.global_step == 0:
-            self._reference = self._reference_step = None
-        if self.reference == "initial" and self._reference is None:
-            self._reference, self._reference_step = _state(pl_module), trainer.global_step
-            if trainer.global_step:
-                self._recorder.warn_once(f"The start is not known; 'initial' is after {trainer.global_step} steps.")
-        elif self.reference not in (None, "initial", "previous"):
-            self._reference = _read_state(str(self.reference), parameter_layout(pl_module, self.parameters))
+        self._reference.begin(pl_module, trainer.global_step, self.parameters)
+        if self.reference == "initial" and self._reference.step:
+            steps = self._reference.step
+            self._recorder.warn_once(f"The start is not known; 'initial' is after {steps} steps.")
         super().on_train_start(trainer, pl_module)
 
     def is_due(self, axis: Axis, count: int) -> bool:
@@ -140,58 +196,65 @@ class InterpolationBarrier(MeasurementCallback):
 
     def measure(self, visit: Visit) -> Measurement:
         """Barriers between the reference (t = 0) and the state of this visit (t = 1)."""
-        reference, state = self._reference, _state(visit.module)
-        evidence = {"reference": self.reference, "reference_step": self._reference_step}
-        pair: dict[str, Barrier] = {}
-        if reference is not None:
+        reference, state, measurement = self._reference, state_of_module(visit.module), Measurement(())
+        evidence = {"reference": self.reference, "reference_step": reference.step, **NO_DERIVATIVES}
+        if reference.state is not None:
             comparison = self._comparison(visit.module, visit.trainer, visit.objectives)
-            pair = self._pair(comparison, reference, state, slug(Path(self.reference or "").stem))
+            ends = [endpoint_of(comparison.states.objective, s) for s in (reference.state, state)]
+            start = ends[0] if self.reference == "initial" else None
+            measurement = self._result(replace(comparison, start=start).between(*ends), reference.label, visit.step)
         if self.reference == "previous":
-            self._reference, self._reference_step = state, visit.step
-        return replace(self._result(comparison, pair, visit.step), evidence=evidence) if pair else Measurement(())
+            reference.take(state, visit.step)
+        return replace(measurement, evidence=evidence)
 
     # -- against children --------------------------------------------------------------------------------------------
 
     def measure_family(self, family: Family, trainer: Any, pl_module: Any) -> None:
-        """Barriers between the trunk (t = 0) and each child (t = 1) at the scheduled later epochs that they share.
+        """Barriers between the pairs of a family at the scheduled later epochs that they share.
 
-        A further call adds what the earlier ones lack.
+        A further call adds what the earlier ones lack. The results are written to the family's folder too, as
+        ``barriers.csv`` (:meth:`to_table`) and, averaged over pairs, ``barriers_mean.csv``.
         """
-        started = time.perf_counter()
+        started, self._family = self.clock(), str(family.folder)
         self._recorder.drop_failures()
         with self._recorded(self.kind, self._step, family.end.epoch):
             with glass_box():
                 comparison = self._comparison(pl_module, trainer)
-            for child in family.children:
-                self._measure_child(family, child, comparison, trainer)
-            drawn = Measurement((), figures=family_figures(family, self.barriers))
+                comparison = replace(comparison, start=start_of(family, comparison.states.objective))
+            pairs = [pair for pair in pairs_of(family, self.pairs) if self._is_complete(pair)]
+            for work in work_on(family, pairs, comparison, self._is_wanted):
+                self._do(work, trainer)
+            records = self.results if "figures" in self.extras else None
+            drawn = Measurement((), figures=family_figures(family, self.barriers, records, self.name))
             self._recorder.add(drawn, step=self._step, epoch=family.end.epoch, loggers=trainer.loggers)
+            write_tables(self.to_table(), family.folder, self.name)
         for logger in trainer.loggers:
             logger.save()
         for error in self._recorder.errors:
             self._recorder.warn_once(error)
-        self.seconds += time.perf_counter() - started
+        self.seconds += self.clock() - started
 
-    def _measure_child(self, family: Family, child: Node, comparison: Comparison, trainer: Any) -> None:
-        label = label_of(family, child)
-        if child.status != "completed":
+    def _is_complete(self, pair: Pair) -> bool:
+        child = pair.second
+        if pair.kind == "trunk" and child.status != "completed":
             reason = f"{child.name} is {child.status}: {child.reason}"
-            self._lose(f"{self.kind}/{label}", reason, child.branch_step or 0, child.k1 or 0)
-            return
-        for epoch in sorted(e for e in child.epochs if e == child.k1 or self.schedule.is_due("epoch", e)):
-            if (f"{self.key('train_loss')}/{label}", child.epochs[epoch]) not in self.barriers:
-                with self._recorded(f"{self.kind}/{label}", child.epochs[epoch], epoch):
-                    self._measure_pair(family, child, epoch, comparison, trainer)
+            self._lose(f"{self.kind}/{pair.label}", reason, child.branch_step or 0, child.k1 or 0)
+        return child.status == "completed"
 
-    def _measure_pair(self, family: Family, child: Node, epoch: int, comparison: Comparison, trainer: Any) -> None:
-        started, step = time.perf_counter(), child.epochs[epoch]
-        with glass_box():
-            trunk, state = family.state(family.trunk, epoch), family.state(child, epoch)
-            pair = self._pair(comparison, trunk, state, label_of(family, child))
-        lineage = {"k1": child.k1, "later_epoch": epoch, "child": child.child, "branch_step": child.branch_step}
-        measurement = self._result(comparison, pair, step)
-        measurement = replace(measurement, evidence={**lineage, "seconds": time.perf_counter() - started})
-        self._recorder.add(measurement, step=step, epoch=epoch, loggers=trainer.loggers)
+    def _is_wanted(self, pair: Pair, epoch: int) -> bool:
+        step, known = pair.second.epochs[epoch], f"{self.key('train_loss')}/{pair.label}"
+        at_branch = step == pair.second.branch_step  # where siblings are one network
+        due = pair.kind == "trunk" if at_branch else self.schedule.is_due("epoch", epoch)
+        return due and (known, step) not in self.barriers
+
+    def _do(self, work: Work, trainer: Any) -> None:
+        with self._recorded(f"{self.kind}/{work.label}", work.step, work.epoch):
+            with glass_box(), Meter(trainer.strategy.root_device, self.clock) as meter:
+                pairing = work.measure()
+            measurement = self._result(pairing, work.label, work.step)
+            evidence = {**work.lineage, "later_epoch": work.epoch, **NO_DERIVATIVES, **meter.evidence}
+            measurement = replace(measurement, evidence=evidence)
+            self._recorder.add(measurement, step=work.step, epoch=work.epoch, loggers=trainer.loggers)
 
     @contextmanager
     def _recorded(self, name: str, step: int, epoch: int) -> Iterator[None]:
@@ -212,24 +275,30 @@ class InterpolationBarrier(MeasurementCallback):
         self, module: nn.Module, trainer: Any, objectives: Mapping[Split, Objective] | None = None
     ) -> Comparison:
         """On the probe sets that there are; with the ``objectives`` of a visit, its state is part of the evidence."""
-        sets, recorder = self._probe_sets(trainer, final=True), LogRecorder() if self.metrics else None
+        sets, recorder = self._probe_sets(trainer, final=True), LogRecorder()
         if sets is None:
             raise RuntimeError("There is no training probe set: the run ended before a batch was seen.")
         if self.metrics and "val" not in sets:
             raise RuntimeError(f"No validation batch was seen, from which {', '.join(self.metrics)} could be had.")
         skipped = () if objectives else ("probe_loss", "probe_error", "mean_max_probability")
-        if recorder or objectives is None:
-            options = {"trainer": trainer, "recorder": recorder}
+        if self.metrics or objectives is None:
+            options = {"trainer": trainer, "recorder": recorder if self.metrics else None}
             objectives = {s: self.objective(module, p.batches, **options) for s, p in sets.items()}
         evidence = {s: probe_evidence(sets[s], objective) for s, objective in objectives.items()}
+        further: dict[str, Metrics] = {}
+        if self.metrics:
+            further["val"] = metrics_of(self.metrics, objectives["val"], sets["val"].batches, recorder)
         return Comparison(
-            {str(split): objective for split, objective in objectives.items()},
-            self._statistics(module, trainer),
+            StateEvaluator.with_default_policy(
+                {str(split): objective for split, objective in objectives.items()},
+                batch_stats=self.batch_stats,
+                stats_objective=self._statistics(module, trainer),
+                further=further,
+            ),
             self.num_points,
-            self.batch_stats,
             self.metrics,
-            sets["val"].batches if "val" in sets else (),
-            recorder,
+            self.definitions,
+            self.extras,
             {s: {name: value for name, value in e.items() if name not in skipped} for s, e in evidence.items()},
         )
 
@@ -240,67 +309,27 @@ class InterpolationBarrier(MeasurementCallback):
             return None
         return self.objective(module, pool.batches, trainer=trainer, mode="train", keep_batches=True)
 
-    def _pair(
-        self, comparison: Comparison, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], label: str
-    ) -> dict[str, Barrier]:
-        objective = comparison.objectives["train"]
-        found = comparison.between(endpoint_of(objective, state_a), endpoint_of(objective, state_b))
-        return {f"{self.key(name)}/{label}": result for name, result in found.items()}
+    def _result(self, pairing: Pairing, label: str, step: int) -> Measurement:
+        keys = {name: f"{self.key(name)}/{label}" for name in pairing.barriers}
+        self.barriers |= {(keys[name], step): found for name, found in pairing.barriers.items()}
+        self.attributions |= {(keys[name], step): found for name, found in pairing.attributions.items()}
+        return Measurement(tuple(quantity_of(f, self._key_of(f, label)) for f in pairing.findings))
 
-    def _result(self, comparison: Comparison, pair: Mapping[str, Barrier], step: int) -> Measurement:
-        self.barriers |= {(key, step): result for key, result in pair.items()}
-        return Measurement(tuple(comparison.quantity(key, result) for key, result in pair.items()))
+    def _key_of(self, finding: Finding, label: str) -> str:
+        parts = finding.family, finding.quantity, self.name, label, finding.qualifier
+        return "/".join(part for part in parts if part)
+
+    def to_table(self) -> pd.DataFrame:
+        """One row for each pair, later epoch, split, metric and definition; see :func:`family_table`."""
+        return family_table(self.results, self._family)
 
     # -- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The records, and the weights that later visits are compared with."""
-        kept = dict(self._reference or {}) if self.reference in ("initial", "previous") else {}
-        return super().state_dict() | {"reference": kept or None, "reference_step": self._reference_step}
+        return super().state_dict() | self._reference.saved()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the records of a checkpoint, against the same reference."""
         super().load_state_dict(state_dict)
-        self._reference, self._reference_step = state_dict.get("reference"), state_dict.get("reference_step")
-
-
-def _is_branching(trainer: Any) -> bool:
-    return any(isinstance(c, CheckpointBranching) for c in trainer.callbacks)
-
-
-def _check_reference(reference: str | None, schedule: Schedule, branching: bool) -> None:
-    if branching and schedule.axis == "step":
-        raise ValueError(
-            "Beside CheckpointBranching, children are compared with the trunk after later epochs; got a schedule of "
-            "steps. Pass epochs= or every_n_epochs=."
-        )
-    if reference is None and not branching:
-        raise ValueError(
-            "InterpolationBarrier has nothing to compare with. Add CheckpointBranching to the callbacks, or pass "
-            "reference='initial', 'previous' or the path of a checkpoint."
-        )
-    if reference is not None and branching:
-        raise ValueError(
-            f"Beside CheckpointBranching, InterpolationBarrier compares children with the trunk; got reference="
-            f"{reference!r} too. Leave it out, and compare with it in another run."
-        )
-    if reference not in (None, "initial", "previous") and not Path(str(reference)).is_file():
-        raise ValueError(f"Expected reference to be 'initial', 'previous' or a checkpoint file, got {reference!r}.")
-
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-
-
-def _read_state(path: str, layout: ParameterLayout) -> dict[str, Tensor]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    for name, shape in zip(layout.names, layout.shapes, strict=True):
-        if name not in state or state[name].shape != shape:
-            found = list(state[name].shape) if name in state else "missing"
-            raise ValueError(
-                f"{path} is no checkpoint of this module: {name!r} of shape {list(shape)} is {found} there. Only "
-                f"networks of one architecture can be interpolated."
-            )
-    return dict(state)
+        self._reference.load(state_dict)

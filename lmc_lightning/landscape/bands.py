@@ -1,5 +1,6 @@
-"""Standard errors of means over examples, and bands that cover a whole curve of such means."""
+"""Standard errors of means over examples and over pairs of networks, and bands that cover a whole curve of means."""
 
+from collections.abc import Hashable, Mapping, Sequence
 from math import nan, sqrt
 
 import torch
@@ -24,6 +25,46 @@ def standard_error(samples: Tensor, weights: Tensor) -> Tensor:
         return samples.new_full(samples.shape[:-1], nan)
     deviations = samples - (samples @ weights).unsqueeze(-1)
     return (deviations.square() @ weights.square() * (size / (size - 1))).sqrt()
+
+
+MIN_NODES = 3
+"""Fewer networks, or repetitions, give no standard error over seeds."""
+
+
+def seed_standard_error(pairs: Sequence[tuple[Hashable, Hashable]], values: Sequence[float]) -> tuple[float, int]:
+    """Standard error over seeds of the mean of ``values`` over pairs of networks, and the number n of nodes behind it.
+
+    SE² = (n−1)/n Σ_i (m_i − m̄)², m_i the mean over the pairs without node i: pairs that share a network are not
+    independent. On average it is rather too large than too small. Networks that no pair connects come from separate
+    repetitions. With several of these a node is a repetition; else it is a network, and one without which no pair is
+    left (the trunk that all children are compared with) is not left out, so that the error speaks of other children of
+    the same trunk. NaN below 3 nodes.
+
+    Args:
+        pairs: the two networks of each value.
+        values: one for each pair.
+    """
+    repetition = _connected(pairs)
+    several = len(set(repetition.values())) > 1
+    members = [{repetition[a]} if several else {a, b} for a, b in pairs]
+    means: list[float] = []
+    for node in {n for own in members for n in own}:
+        kept = [value for value, own in zip(values, members, strict=True) if node not in own]
+        means += [sum(kept) / len(kept)] if kept else []
+    size = max(1, len(means))
+    if size < MIN_NODES:
+        return nan, size
+    center = sum(means) / size
+    return sqrt((size - 1) / size * sum((m - center) ** 2 for m in means)), size
+
+
+def _connected(pairs: Sequence[tuple[Hashable, Hashable]]) -> Mapping[Hashable, Hashable]:
+    """A representative of all networks that are connected with each network."""
+    found: dict[Hashable, Hashable] = {node: node for pair in pairs for node in pair}
+    for a, b in pairs:
+        one, other = found[a], found[b]
+        found = {node: one if root == other else root for node, root in found.items()}
+    return found
 
 
 def student_quantile(num_samples: int, confidence: float = 0.95) -> float:

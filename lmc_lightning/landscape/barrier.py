@@ -3,26 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.bands import standard_error, student_quantile, sup_t_quantile
-from lmc_lightning.landscape.batchnorm import has_batch_norm
-from lmc_lightning.landscape.paths import (
-    NUM_POINTS,
-    BatchStats,
-    Curve,
-    Endpoint,
-    Profile,
-    Progress,
-    checked_ts,
-    linear_path,
-    loss_profiles,
-    uniform_ts,
-)
+from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, Endpoint, checked_ts, uniform_ts
+from lmc_lightning.landscape.profiles import Curve, Grid, Profile, Progress, StateEvaluator, profiles_along
+
+NumPoints: TypeAlias = int | Literal["adaptive"]
+"""How many points of a path are looked at, or that its peak decides."""
 
 DEFINITIONS = (
     "barrier",
@@ -152,7 +144,7 @@ def barrier(
     """The barrier of one metric along a measured path.
 
     Args:
-        profile: from :func:`~lmc_lightning.landscape.paths.loss_profiles`.
+        profile: from :func:`~lmc_lightning.landscape.profiles.loss_profiles`.
         metric: one of its curves.
         confidence: of the sup-t band.
         num_bootstrap: resamples of the examples behind the band.
@@ -209,7 +201,7 @@ def barriers_between(
     end_a: Endpoint,
     end_b: Endpoint,
     *,
-    num_points: int = NUM_POINTS,
+    num_points: NumPoints = NUM_POINTS,
     batch_stats: BatchStats | None = None,
     stats_objective: Objective | None = None,
     metrics: Sequence[str] | None = None,
@@ -221,7 +213,7 @@ def barriers_between(
         objectives: one for each split, over one module.
         end_a: at t = 0.
         end_b: at t = 1.
-        num_points: equally spaced, both ends included.
+        num_points: equally spaced, both ends included, or ``"adaptive"``: refined around the peaks of the losses.
         batch_stats: with BatchNorm, ``"recompute"`` (the default) takes its statistics at each t from the training
             batches of ``stats_objective``, ``"interpolate"`` moves the ends' statistics along the line, ``"endpoint"``
             keeps those of A until B is reached.
@@ -232,17 +224,8 @@ def barriers_between(
     Raises:
         ValueError: statistics are to be recomputed without ``stats_objective``, or a metric is not known.
     """
-    policy = (batch_stats or "recompute") if any(map(_uses_running_statistics, objectives.values())) else None
-    path = linear_path(end_a, end_b, buffers="endpoint" if batch_stats == "endpoint" else "interpolate")
-    profiles = loss_profiles(
-        objectives,
-        path,
-        uniform_ts(num_points),
-        batch_stats=policy,
-        stats_objective=stats_objective,
-        progress=progress,
-    )
-    return {s: {m: barrier(p, m) for m in metrics or p.curves} for s, p in profiles.items()}
+    states = StateEvaluator.with_default_policy(objectives, batch_stats=batch_stats, stats_objective=stats_objective)
+    return barriers_on(line_profiles(states, end_a, end_b, num_points=num_points, progress=progress), metrics)
 
 
 def barrier_between(
@@ -250,7 +233,7 @@ def barrier_between(
     end_a: Endpoint,
     end_b: Endpoint,
     *,
-    num_points: int = NUM_POINTS,
+    num_points: NumPoints = NUM_POINTS,
     batch_stats: BatchStats | None = None,
     stats_objective: Objective | None = None,
     metrics: Sequence[str] | None = None,
@@ -269,8 +252,22 @@ def barrier_between(
     return by_split[split]
 
 
-def _uses_running_statistics(objective: Objective) -> bool:
-    return objective.mode == "eval" and has_batch_norm(objective.module_at(objective.theta()))
+def line_profiles(
+    states: StateEvaluator,
+    end_a: Endpoint,
+    end_b: Endpoint,
+    *,
+    num_points: NumPoints = NUM_POINTS,
+    progress: Progress | None = None,
+) -> dict[str, Profile]:
+    """Every metric along the straight line from A to B, by split; costs T − 2 states and each endpoint once."""
+    ts: Grid = "adaptive" if num_points == "adaptive" else uniform_ts(num_points)
+    return profiles_along(states, states.line(end_a, end_b), ts, ends=(end_a, end_b), progress=progress)
+
+
+def barriers_on(profiles: Mapping[str, Profile], metrics: Sequence[str] | None = None) -> dict[str, dict[str, Barrier]]:
+    """The barriers of measured paths, by split and metric."""
+    return {split: {m: barrier(p, m) for m in metrics or p.curves} for split, p in profiles.items()}
 
 
 def _chord(rows: Tensor, ts: Tensor) -> Tensor:

@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmc_lightning.core.collective import Collective
@@ -92,9 +90,6 @@ class _Pool:
         layer.momentum = 1.0
         layer.running_mean.zero_()  # 0 · NaN would stay
         layer.running_var.fill_(1)
-        if isinstance(layer, nn.SyncBatchNorm):
-            # Other processes are not measuring: a collective call here would wait for them for ever.
-            layer.__dict__["forward"] = partial(_local_batch_norm, layer)
         layer.register_forward_hook(pool.add, with_kwargs=True)
         return pool
 
@@ -116,9 +111,3 @@ class _Pool:
         # Within and between batches: the same sum as E[x²] − mean², without its cancellation.
         squares = (counts - 1) * torch.stack(self.variances) + counts * (means - mean).square()
         return mean, collective.total(lambda: squares.sum(0)) / (total - 1)
-
-
-def _local_batch_norm(layer: Any, input: Tensor) -> Tensor:
-    return F.batch_norm(
-        input, layer.running_mean, layer.running_var, layer.weight, layer.bias, True, layer.momentum, layer.eps
-    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import floor, isfinite, isnan, log10
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.colors import Normalize
 from numpy.typing import ArrayLike, NDArray
 
 from lmc_lightning.landscape.barrier import Barrier
-from lmc_lightning.plotting.style import BLANK, FIGURE_SIZE, INK, new_axes, set_heading, style
+from lmc_lightning.plotting.style import BLANK, FAINT, FIGURE_SIZE, INK, new_axes, set_heading, style
 
 _MAX_LABELS = 12
 _MAX_DETAILED = 6  # more bands and uprights hide the curves
@@ -52,12 +53,10 @@ def plot_barrier_curves(
     Raises:
         ValueError: no curve, or curves of different metrics or splits.
     """
-    kinds = {(b.metric, b.split) for _, b in curves}
-    if len(kinds) != 1:
-        raise ValueError(f"Expected barriers of one metric on one split, got {sorted(kinds) or 'none'}.")
+    first = _one_kind([barrier for _, barrier in curves])
     colors = mpl.colormaps["viridis"](np.linspace(0, 0.8, len(curves)))
     labelled = set(np.linspace(0, len(curves) - 1, _MAX_LABELS).round().astype(int).tolist())
-    first, detailed = curves[0][1], len(curves) <= _MAX_DETAILED
+    detailed = len(curves) <= _MAX_DETAILED
     with style():
         ax = ax if ax is not None else new_axes()
         for index, (label, barrier) in enumerate(curves):
@@ -74,6 +73,52 @@ def plot_barrier_curves(
     return ax
 
 
+def plot_gap_curves(
+    curves: Sequence[tuple[int, Barrier]],
+    ax: Axes | None = None,
+    *,
+    title: str = "",
+    ends: tuple[str, str] = ("A", "B"),
+) -> Axes:
+    """The gap between a metric and its chord along the paths of one pair of runs, coloured by the later epoch.
+
+    The latest is drawn with its simultaneous confidence band.
+
+    Args:
+        curves: total later epoch and barrier, in order.
+        ax: where to draw; by default in a new figure.
+        title: of the figure.
+        ends: names of the networks at t = 0 and t = 1.
+
+    Raises:
+        ValueError: no curve, or curves of different metrics or splits.
+    """
+    first = _one_kind([barrier for _, barrier in curves])
+    norm = Normalize(curves[0][0], max(curves[-1][0], curves[0][0] + 1))
+    cmap = mpl.colormaps["viridis"].resampled(256)
+    with style():
+        ax = ax if ax is not None else new_axes()
+        ax.axhline(0, color=FAINT, linewidth=0.9, linestyle="--", label="_chord")
+        for epoch, barrier in curves:
+            ax.plot(barrier.ts.numpy(), barrier.gaps.numpy(), color=cmap(norm(epoch)), label=f"epoch {epoch}")
+        _draw_band(ax, curves[-1][1].gaps.numpy(), curves[-1][1], cmap(norm(curves[-1][0])))
+        ax.set_xlim(0, 1)
+        ax.set_xlabel(f"t  (0 = {ends[0]}, 1 = {ends[1]})")
+        ax.set_ylabel(f"{first.split} {first.metric} − chord".strip())
+        ax.figure.colorbar(mpl.cm.ScalarMappable(norm, cmap), ax=ax, label="later epoch (total)")
+        band = " · shaded: 95 % sup-t band of the last" if isfinite(curves[-1][1].band_quantile) else ""
+        caption = f"barrier: largest height above the chord{band}\n{barrier_caption(first)}"
+        set_heading(ax, title or f"Gap of the {first.metric} on the line", caption)
+    return ax
+
+
+def _one_kind(barriers: Sequence[Barrier]) -> Barrier:
+    kinds = {(b.metric, b.split) for b in barriers}
+    if len(kinds) != 1:
+        raise ValueError(f"Expected barriers of one metric on one split, got {sorted(kinds) or 'none'}.")
+    return barriers[0]
+
+
 def _legend_label(label: str, barrier: Barrier) -> str:
     stderr = barrier.stderr_data["barrier"]
     spread = "" if isnan(stderr) else f" ± {stderr:.1g}"
@@ -88,18 +133,22 @@ def _draw_curve(ax: Axes, barrier: Barrier, color: NDArray[np.float64], label: s
 
 def _draw_evidence(ax: Axes, barrier: Barrier, color: NDArray[np.float64]) -> None:
     ts, values = barrier.ts.numpy(), barrier.values.numpy()
-    half = barrier.band_quantile * barrier.gap_stderr.numpy()
-    if np.isfinite(half).any():
-        ax.fill_between(ts, values - half, values + half, color=color, alpha=0.15, linewidth=0)
+    _draw_band(ax, values, barrier, color)
     if barrier.barrier > 0 and isfinite(barrier.barrier):
         peak = int(barrier.gaps.argmax())
         bottom, top = float(barrier.chord[peak]), float(values[peak])
         ax.plot([ts[peak]] * 2, [bottom, top], color=color, linewidth=1.0, marker="_", markersize=7, label="_gap")
 
 
+def _draw_band(ax: Axes, values: NDArray[np.float64], barrier: Barrier, color: Any) -> None:
+    half = barrier.band_quantile * barrier.gap_stderr.numpy()
+    if np.isfinite(half).any():
+        ax.fill_between(barrier.ts.numpy(), values - half, values + half, color=color, alpha=0.15, linewidth=0)
+
+
 def plot_barrier_heatmap(
     values: ArrayLike,
-    k1s: Sequence[int],
+    k1s: Sequence[int | str],
     later_epochs: Sequence[int],
     ax: Axes | None = None,
     *,
@@ -137,7 +186,7 @@ def plot_barrier_heatmap(
         ax.set_yticks(range(len(k1s)), [str(k) for k in k1s])
         _draw_borders(ax, cells.shape)
         ax.set_xlabel("later epoch (total)")
-        ax.set_ylabel("branch point k₁ [epochs]")
+        ax.set_ylabel("branch point k₁ [epochs]" if all(str(k).isdecimal() for k in k1s) else "branch point k₁")
         ax.figure.colorbar(image, ax=ax, label=unit)
         _write_cells(ax, cells, norm, cmap)
         set_heading(ax, title, caption)

@@ -83,7 +83,7 @@ def set_heading(ax: Axes, title: str, caption: str) -> None:
     """A bold title, and under it what the figure shows: definition, data, policy."""
     lines = [line for part in caption.splitlines() for line in textwrap.wrap(part, _CAPTION_COLUMNS)]
     ax.set_title(title, pad=7 + 1.35 * _CAPTION_SIZE * len(lines))
-    ax.annotate(
+    text = ax.annotate(
         "\n".join(lines),
         xy=(0, 1),
         xycoords="axes fraction",
@@ -94,3 +94,4 @@ def set_heading(ax: Axes, title: str, caption: str) -> None:
         verticalalignment="bottom",
         linespacing=1.2,
     )
+    text.set_in_layout(False)  # a long line over a colour bar would squeeze the axes; the title makes the room above

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,10 @@ from torchmetrics import MeanMetric
 
 from lmc_lightning import CheckpointBranching, InterpolationBarrier, interpolation_barrier
 from lmc_lightning.branching.lineage import Family
+from lmc_lightning.callbacks.family_table import COLUMNS
+from lmc_lightning.data import build_datamodule
+from lmc_lightning.landscape.barrier import DEFINITIONS
+from lmc_lightning.models import ImageClassifier
 from tests.callbacks.runs import (
     NUM_EXAMPLES,
     Classifier,
@@ -55,10 +61,10 @@ def val_loader() -> Any:
 class Branched:
     """One run of three epochs with branch points after 0 and 1 of them, and one or two children of each."""
 
-    def __init__(self, root: Path, children: int, val: Any, **options: Any) -> None:
+    def __init__(self, root: Path, children: int, val: Any, k1s: tuple[int, ...] = (0, 1), **options: Any) -> None:
         self.logger = TensorBoardLogger()
         self.module = Classifier()
-        self.branching = CheckpointBranching(epochs=(0, 1), children=children)
+        self.branching = CheckpointBranching(epochs=k1s, children=children)
         self.barrier = barrier(**{"epochs": [2, 3], **options})
         self.trainer = fit(
             self.module,
@@ -78,8 +84,7 @@ class Branched:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Branched:
-    metrics = {"val_acc": "max", "val_loss": "min"}
-    return Branched(tmp_path_factory.mktemp("one_child"), 1, val_loader(), metrics=metrics)
+    return Branched(tmp_path_factory.mktemp("one_child"), 1, val_loader(), metrics={"val_acc": "max"})
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +92,25 @@ def siblings(tmp_path_factory: pytest.TempPathFactory) -> Branched:
     return Branched(tmp_path_factory.mktemp("two_children"), 2, None, epochs=[3])
 
 
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Branched:
+    """Everything that can be asked for, of two children."""
+    return Branched(
+        tmp_path_factory.mktemp("complete"),
+        2,
+        None,
+        (1,),
+        epochs=[3],
+        num_points=3,
+        pairs=("trunk", "siblings"),
+        definitions=("barrier", "instability"),
+        extras=("distances", "soup", "layers", "attribution", "figures"),
+    )
+
+
 SCALARS = {key for key, text in documented(InterpolationBarrier).items() if not is_picture(text)}
 PICTURES = documented(InterpolationBarrier).keys() - SCALARS
+DEFAULT_PICTURES = {"barrier_curves/…", "barrier_map/…"}
 ERRORS = r"(_stderr)?"
 
 
@@ -102,23 +124,22 @@ def pattern(keys: set[str], **values: str) -> str:
 
 def test_every_pair_is_logged_under_the_keys_of_the_table_at_the_step_of_its_later_epoch(run: Branched) -> None:
     metrics = ["train_loss", "train_error", "val_loss", "val_error", "val_acc"]
-    # The named val_loss and the loss of the validation split are one key: the module's own log is what counts.
     expected = {
         step: {
             f"barrier/{metric}/{k1}{suffix}"
             for k1 in branches
             for metric in metrics
-            for suffix in ([""] if metric in ("val_acc", "val_loss") else ["", "_stderr"])
+            for suffix in ([""] if metric == "val_acc" else ["", "_stderr"])
         }
         for step, branches in {0: ["k1_000"], 3: ["k1_001"], 6: ["k1_000", "k1_001"], 9: ["k1_000", "k1_001"]}.items()
     }
     assert run.logger.by_step("barrier") == expected
-    table = pattern({k for k in SCALARS if "k1_" in k}, split="(train|val)", metric="val_(acc|loss)") + ERRORS
+    table = pattern({k for k in SCALARS if "k1_" in k}, split="(train|val)", metric="val_acc") + ERRORS
     assert all(re.fullmatch(f"({table}){ERRORS}", key) for keys in expected.values() for key in keys)
 
 
 def test_several_children_have_keys_of_their_own(siblings: Branched) -> None:
-    assert "…/child_{j}" in SCALARS
+    assert {"…/child_{j}", "…/siblings_{i}_{j}", "…/{definition}"} <= SCALARS
     keys = siblings.logger.by_step("barrier")[9]
     assert keys == {
         f"barrier/train_{metric}/k1_{k1:03d}/child_{child}{suffix}"
@@ -127,6 +148,106 @@ def test_several_children_have_keys_of_their_own(siblings: Branched) -> None:
         for child in (0, 1)
         for suffix in ("", "_stderr")
     }
+
+
+LABEL = r"k1_001/(child_[01]|siblings_0_1)"
+METRIC = r"train_(loss|error)"
+DISTANCES = r"l2|relative|cosine|train_(disagreement|kl|jsd|logit_cosine|ensemble_accuracy)"
+
+
+def test_all_that_can_be_asked_for_has_keys_of_its_own(complete: Branched) -> None:
+    expected = {
+        "barrier": rf"barrier/{METRIC}/{LABEL}(/instability)?",
+        "distance": rf"distance/({DISTANCES})/{LABEL}",
+        "soup_gain": rf"soup_gain/{METRIC}/({LABEL}|family)",
+        "barrier_layer": rf"barrier_layer/{METRIC}/{LABEL}/net\.[046](/at_b|/cumulative)?",
+    }
+    table = {re.sub(r"/.*", "", key) for key in SCALARS} - {"…"}
+    assert table == set(expected)
+    for family, keys in expected.items():
+        found = complete.logger.by_step(family)[9]
+        assert [key for key in found if not re.fullmatch(f"{keys}{ERRORS}", key)] == []
+        names = {key.split("/")[1] for key in found}
+        assert all(f"{family}/{name}/k1_001/siblings_0_1" in " ".join(found) for name in names)
+    assert len({r.name for r in complete.barrier.results}) == len([r for r in complete.barrier.results if r.step == 9])
+    assert {re.sub(r"/.*", "/…", key) for _, key in complete.logger.figures} == PICTURES | {"family_tree"}
+
+
+def test_siblings_are_compared_with_each_other(complete: Branched) -> None:
+    family: Family = complete.branching.family
+    ends = [loaded(complete.module, family.state(f"k1_001_child_{j}", 3)) for j in (0, 1)]
+    exact = interpolation_barrier(*ends, train_loader(), num_points=3)
+    assert complete.value("train_loss/k1_001/siblings_0_1", 9) == pytest.approx(exact.barrier, rel=1e-4, abs=1e-7)
+    (record,) = [r for r in complete.barrier.results if r.name == "barrier/train_loss/k1_001/siblings_0_1"]
+    named = {name: record.evidence[name] for name in ("pair", "run", "parent", "k1", "child", "branch_step")}
+    assert named == {
+        "pair": "siblings",
+        "run": "k1_001_child_1",
+        "parent": "k1_001_child_0",
+        "k1": 1,
+        "child": "0 and 1",
+        "branch_step": 3,
+    }
+    assert all(r.step == 9 for r in complete.barrier.results if "siblings" in r.name)
+
+
+def test_distances_are_taken_from_the_start_of_the_trunk(complete: Branched) -> None:
+    family: Family = complete.branching.family
+    start, trunk, child = (
+        torch.cat([t.reshape(-1) for t in family.state(name, epoch).values()])
+        for name, epoch in (("trunk", 0), ("trunk", 3), ("k1_001_child_0", 3))
+    )
+    found = {r.name: r.value for r in complete.barrier.results if r.name.endswith("k1_001/child_0") and r.step == 9}
+    assert found["distance/l2/k1_001/child_0"] == pytest.approx(float((trunk - child).norm()), rel=1e-5)
+    relative = float((trunk - child).norm() / (trunk - start).norm())
+    assert found["distance/relative/k1_001/child_0"] == pytest.approx(relative, rel=1e-5)
+    cosine = float(torch.cosine_similarity(trunk - start, child - start, dim=0))
+    assert found["distance/cosine/k1_001/child_0"] == pytest.approx(cosine, rel=1e-5)
+
+
+def test_the_average_is_that_of_the_trunk_and_all_children(complete: Branched) -> None:
+    family: Family = complete.branching.family
+    names = ["trunk", "k1_001_child_0", "k1_001_child_1"]
+    states = [family.state(name, 3) for name in names]
+    mean = {key: torch.stack([state[key] for state in states]).mean(0) for key in states[0]}
+    losses = []
+    for state in [*states, mean]:
+        with torch.no_grad():
+            data = [(F.cross_entropy(loaded(complete.module, state)(x), y), len(y)) for x, y in train_loader()]
+        losses.append(float(sum(loss * n for loss, n in data) / NUM_EXAMPLES))
+    (record,) = [r for r in complete.barrier.results if r.name == "soup_gain/train_loss/family"]
+    assert record.evidence["runs"] == names
+    assert record.value == pytest.approx(min(losses[:-1]) - losses[-1], rel=1e-3, abs=1e-6)
+
+
+def test_the_table_has_a_row_for_every_definition_and_is_written_beside_the_family(complete: Branched) -> None:
+    table = complete.barrier.to_table()
+    folder = complete.branching.family.folder
+    written = pd.read_csv(folder / "barriers.csv")
+    assert len(written) == len(table)
+    assert list(written.columns) == list(COLUMNS) == list(table.columns)
+    assert set(table["family"]) == {str(folder)}
+    main = table[(table["definition"] == "barrier") & table["group"].isna()]
+    for row in main.itertuples():
+        label = f"k1_{row.k1:03.0f}/" + (row.run[-7:] if row.pair == "trunk" else "siblings_0_1")
+        assert row.value == complete.value(f"train_{row.metric}/{label}", row.step)
+    assert len(main) == 2 * (2 + 1 + 2)  # metrics × (with the trunk and siblings at the end, at the branch)
+    cells = table[
+        (table["later_epoch"] == 3) & (table["metric"] == "loss") & (table["k1"] == 1) & table["group"].isna()
+    ]
+    counts = cells.groupby("pair")["definition"].nunique().to_dict()
+    assert counts == {"siblings": len(DEFINITIONS) + 1, "trunk": len(DEFINITIONS) + 1}  # and the gain of the average
+    means = pd.read_csv(folder / "barriers_mean.csv")
+    assert set(means["num_pairs"]) == {1, 2}
+    assert means["stderr_seed"].isna().all()  # two children are no sample of seeds
+
+
+def test_attributions_sum_to_their_barriers(complete: Branched) -> None:
+    assert complete.barrier.attributions.keys() == complete.barrier.barriers.keys()
+    for key, found in complete.barrier.attributions.items():
+        barrier_there = complete.barrier.barriers[key].barrier
+        assert float(found.shares.sum()) == pytest.approx(barrier_there, abs=1e-12)
+        assert sum(found.by_class.values()) == pytest.approx(barrier_there, abs=1e-12)
 
 
 def test_at_the_branch_step_the_barrier_is_exactly_zero(run: Branched, siblings: Branched) -> None:
@@ -145,7 +266,7 @@ def test_a_barrier_is_that_of_the_kept_weights(run: Branched) -> None:
     for k1, epoch in ((0, 2), (0, 3), (1, 3)):
         ends = [loaded(run.module, family.state(node, epoch)) for node in ("trunk", f"k1_{k1:03d}_child_0")]
         for split, data in {"train": train_loader(), "val": val_loader()}.items():
-            for metric in ("error",) if split == "val" else ("loss", "error"):
+            for metric in ("loss", "error"):
                 exact = interpolation_barrier(*ends, data, num_points=POINTS, metric=metric)
                 found = run.value(f"{split}_{metric}/k1_{k1:03d}", 3 * epoch)
                 assert found == pytest.approx(exact.barrier, rel=1e-4, abs=1e-7)
@@ -185,7 +306,7 @@ def test_curves_and_maps_are_shown_at_the_end_and_kept_as_files(run: Branched, s
     metrics = ["train_loss", "train_error", "val_loss", "val_error", "val_acc"]
     curves = {f"barrier_curves/{metric}/{k1}" for metric in metrics for k1 in ("k1_000", "k1_001")}
     assert shown == curves | {f"barrier_map/{metric}" for metric in metrics}
-    assert {re.sub(r"/.*", "/…", key) for key in shown} == PICTURES
+    assert {re.sub(r"/.*", "/…", key) for key in shown} == DEFAULT_PICTURES
     assert {step for step, _ in run.logger.figures} == {9}
     folder = Path(run.trainer.default_root_dir) / "lmc" / "figures"
     assert {p.name for p in folder.iterdir()} == {f"{key.replace('/', '_')}_000009.png" for key in shown}
@@ -301,6 +422,27 @@ class KeepsStates(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self.states[trainer.global_step] = copy.deepcopy(pl_module.state_dict())
+
+
+def test_the_points_may_be_chosen_by_the_curve() -> None:
+    ours = barrier(reference="initial", epochs=[2], num_points="adaptive", probe_dataloader=batches())
+    exact = barrier(reference="initial", epochs=[2], num_points=97, probe_dataloader=batches(), name="fine")
+    fit(Classifier(), ours, exact)
+    found, fine = ours.barriers["barrier/train_loss/initial", 6], exact.barriers["barrier/train_loss/fine/initial", 6]
+    assert found.num_points <= 25
+    assert found.barrier == pytest.approx(fine.barrier, rel=5e-3, abs=1e-6)
+    assert {r.evidence["num_points"] for r in ours.results} == {found.num_points}
+
+
+def test_a_test_split_comes_from_the_datamodule() -> None:
+    data = build_datamodule("digits", batch_size=64)
+    module = ImageClassifier(network="mlp", network_kwargs={"hidden_sizes": [4], "in_features": 784}, optimizer="sgd")
+    ours = barrier(reference="initial", epochs=[0], splits=("train", "test"), num_examples=40, num_points=3)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    pl.Trainer(max_epochs=1, limit_train_batches=1, accelerator="cpu", callbacks=[ours], **quiet).fit(module, data)
+    assert {r.name.split("/")[1] for r in ours.results} == {"train_loss", "train_error", "test_loss", "test_error"}
+    digests = {r.evidence["eval_split"]: r.evidence["probe_digest"] for r in ours.results}
+    assert digests["train"] != digests["test"]
 
 
 @pytest.fixture
@@ -434,6 +576,15 @@ def test_a_loader_of_its_own_gives_the_training_split_and_no_other() -> None:
         ({"batch_stats": "none"}, r"Expected batch_stats to be 'recompute' or 'interpolate' or 'endpoint', got 'none'"),
         ({"metrics": {"val_acc": "high"}}, r"Expected metrics\['val_acc'\] to be 'min' or 'max', got 'high'"),
         (
+            {"metrics": {"val_loss": "min"}},
+            r"'val_loss' in metrics would be logged under the key of the val split's own loss.*Leave it out",
+        ),
+        ({"pairs": "trunk"}, r"Expected pairs to list some of 'trunk', 'siblings', got 'trunk'"),
+        ({"splits": ("train", "dev")}, r"Expected splits to list some of 'train', 'val', 'test', got"),
+        ({"splits": ("val",)}, r"Expected splits to hold 'train'.* got \('val',\)"),
+        ({"definitions": ["height"]}, r"Expected definitions to list some of 'barrier', 'instability'"),
+        ({"extras": ("layer",)}, r"Expected extras to list some of 'distances', 'soup', 'layers'"),
+        (
             {"metrics": {"val_acc": "max"}, "probe_dataloader": [torch.zeros(1)]},
             r"metrics are of the validation split, which probe_dataloader= replaces",
         ),
@@ -456,6 +607,10 @@ def test_misuse_raises_at_construction(arguments: dict[str, Any], message: str) 
         (
             lambda: [CheckpointBranching(epochs=(0,)), barrier(every_n_train_steps=2)],
             r"after later epochs; got a schedule of steps. Pass epochs= or every_n_epochs=",
+        ),
+        (
+            lambda: [barrier(reference="initial", splits=("train", "test"))],
+            r"A run sees no test batches .* Give it a datamodule with probe_batches",
         ),
         (
             lambda: [barrier(reference="initial", metrics={"val_acc": "max"})],

@@ -1,11 +1,12 @@
 import math
+from itertools import combinations
 
 import pytest
 import torch
 from torch import Tensor
 
-from lmc_lightning.landscape.bands import standard_error, student_quantile, sup_t_quantile
-from tests.problems import generator
+from lmc_lightning.landscape.bands import seed_standard_error, standard_error, student_quantile, sup_t_quantile
+from tests.problems import generator, normal
 
 
 def equal(size: int) -> Tensor:
@@ -84,3 +85,46 @@ def test_bands_cover_null_curves_as_often_as_they_say_and_two_standard_errors_do
     assert 0.90 <= covered <= 0.99
     assert claimed <= 0.05
     assert naive > 0.05
+
+
+def test_of_independent_repetitions_the_error_over_seeds_is_that_of_a_mean() -> None:
+    values = normal(7, seed=3).tolist()
+    pairs = [((r, "trunk"), (r, "child")) for r in range(7)]
+    stderr, num_nodes = seed_standard_error(pairs, values)
+    assert num_nodes == 7
+    assert stderr == pytest.approx(float(torch.tensor(values).std() / 7**0.5))
+
+
+def test_of_children_of_one_trunk_it_is_that_of_the_mean_over_children() -> None:
+    values = [0.1, 0.4, 0.2, 0.5]
+    stderr, num_nodes = seed_standard_error([("trunk", j) for j in range(4)], values)
+    assert num_nodes == 4
+    assert stderr == pytest.approx(float(torch.tensor(values).double().std() / 2))
+
+
+def test_of_all_pairs_of_siblings_it_is_the_jackknife_of_a_statistic_of_two() -> None:
+    # |a − b| over all pairs, Gini's mean difference, whose variance is known for a normal sample.
+    draws = normal(400, 12, seed=4)
+    pairs = list(combinations(range(12), 2))
+    found = torch.tensor(
+        [seed_standard_error(pairs, [float(abs(row[a] - row[b])) for a, b in pairs])[0] ** 2 for row in draws]
+    )
+    exact = torch.stack([(row[:, None] - row).abs().sum() / (12 * 11) for row in draws]).var()
+    assert 0.95 < float(found.mean() / exact) < 1.4  # on average too large rather than too small (Efron and Stein)
+
+
+def test_repetitions_are_the_nodes_where_there_are_several() -> None:
+    pairs = [((r, "trunk"), (r, j)) for r in range(3) for j in range(3)]
+    values = [float(r) for r in range(3) for _ in range(3)]
+    stderr, num_nodes = seed_standard_error(pairs, values)
+    assert num_nodes == 3
+    assert stderr == pytest.approx((1 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "num_nodes"), [([("t", 0)], 1), ([("t", 0), ("t", 1)], 2), ([("a", "b"), ("c", "d")], 2)]
+)
+def test_below_three_nodes_there_is_no_error_over_seeds(pairs: list[tuple[str, str]], num_nodes: int) -> None:
+    stderr, found = seed_standard_error(pairs, [1.0] * len(pairs))
+    assert math.isnan(stderr)
+    assert found == num_nodes

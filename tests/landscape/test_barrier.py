@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, barrier, barrier_between, barriers_between
-from lmc_lightning.landscape.paths import Curve, Endpoint, Profile, endpoint_of, uniform_ts
+from lmc_lightning.landscape.paths import Endpoint, endpoint_of, uniform_ts
+from lmc_lightning.landscape.profiles import Curve, Profile
 from tests import problems
 from tests.problems import cross_entropy, double_well, generator, normal, split
 

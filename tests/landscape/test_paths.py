@@ -3,16 +3,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmc_lightning.core.evaluation import Evaluation
 from lmc_lightning.core.objective import Objective
+from lmc_lightning.core.params import ParameterLayout
+from lmc_lightning.landscape.barrier import line_profiles
 from lmc_lightning.landscape.paths import (
     Endpoint,
     checked_ts,
     endpoint_of,
     linear_path,
-    loss_profile,
-    loss_profiles,
     uniform_ts,
 )
+from lmc_lightning.landscape.profiles import StateEvaluator, loss_profile, loss_profiles
 
 
 def classify(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -98,6 +100,54 @@ def test_an_endpoint_from_a_state_dict_is_that_of_the_module_it_came_from() -> N
     assert torch.equal(endpoint_of(objective).theta, objective.theta())
     with pytest.raises(ValueError, match=r"no '0.weight' \(6 of 6"):
         endpoint_of(objective, {})
+
+
+def test_shapes_are_compared_and_not_only_lengths() -> None:
+    objective = objective_of(0)
+    transposed = {n: t.T if t.ndim == 2 else t for n, t in network(1).state_dict().items()}
+    with pytest.raises(ValueError, match=r"'0.weight' is of shape \[5, 7\] in the state dict and of \[7, 5\]"):
+        endpoint_of(objective, transposed)
+    shrunk = network(1).state_dict() | {"1.running_mean": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"'1.running_mean' is of shape \[1\]"):
+        endpoint_of(objective, shrunk)
+
+
+def test_ends_of_as_many_parameters_of_other_names_or_in_another_order_are_refused() -> None:
+    def end(names: tuple[str, ...], *shapes: tuple[int, ...]) -> Endpoint:
+        layout = ParameterLayout(names, tuple(map(torch.Size, shapes)), (torch.float32,) * len(names))
+        return Endpoint(torch.zeros(layout.num_params), layout=layout)
+
+    one = end(("a", "b"), (2, 3), (6,))
+    linear_path(one, end(("a", "b"), (2, 3), (6,)))
+    with pytest.raises(ValueError, match="differ in their parameters b, c"):
+        linear_path(one, end(("a", "c"), (2, 3), (6,)))
+    with pytest.raises(ValueError, match="differ in their parameters a"):
+        linear_path(one, end(("a", "b"), (3, 2), (6,)))
+    with pytest.raises(ValueError, match="in another order"):
+        linear_path(one, end(("b", "a"), (6,), (2, 3)))
+
+
+class Tied(nn.Module):
+    """Decodes with the transpose of what it encodes with, under two names."""
+
+    def __init__(self, seed: int, *, tied: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.encoder, self.decoder = nn.Linear(5, 5, bias=False), nn.Linear(5, 5, bias=False)
+        if tied:
+            self.decoder.weight = self.encoder.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+
+def test_tied_parameters_are_found_under_any_of_their_names() -> None:
+    objective, other = Objective(Tied(0), [data()], classify, dtype=torch.float64), Tied(1).state_dict()
+    expected = other["encoder.weight"].reshape(-1).double()
+    for names in (["encoder.weight", "decoder.weight"], ["encoder.weight"], ["decoder.weight"]):
+        assert torch.equal(endpoint_of(objective, {n: other[n] for n in names}).theta, expected)
+    with pytest.raises(ValueError, match=r"'encoder.weight' and 'decoder.weight' are one parameter in the module"):
+        endpoint_of(objective, Tied(1, tied=False).state_dict())
 
 
 @pytest.mark.parametrize("policy", ["interpolate", "endpoint"])
@@ -208,3 +258,49 @@ def test_a_step_that_differentiates_by_its_inputs_is_measured_in_inference_mode_
     with torch.inference_mode():
         inside = measured()
     assert torch.equal(inside, measured())
+
+
+class Counting(Objective):
+    """Counts its evaluations."""
+
+    passes = 0
+
+    def evaluate(self, *args: object, **kwargs: object) -> Evaluation:
+        self.passes += 1
+        return super().evaluate(*args, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("policy", "ends"), [("interpolate", 3), ("recompute", 6)])
+def test_paths_share_their_ends(policy: str, ends: int) -> None:
+    module = network(0)
+    objective = Counting(module, [data()], classify)
+    stats = Objective(module, [data()], classify, mode="train")
+    states = StateEvaluator({"": objective}, batch_stats=policy, stats_objective=stats)  # type: ignore[arg-type]
+    trunk, *children = (endpoint_of(objective, network(seed).state_dict()) for seed in (0, 1, 2))
+    for child in children:
+        line_profiles(states, trunk, child, num_points=5)
+    line_profiles(states, *children, num_points=5)
+    assert objective.passes == 3 * 3 + ends
+    own = loss_profiles({"": objective}, states.line(trunk, children[0]), [0, 0.5, 1], batch_stats="interpolate")[""]
+    assert own.curves["loss"].own_ends == tuple(states.own(e)[""].evaluation.loss for e in (trunk, children[0]))
+
+
+def test_what_was_found_at_an_endpoint_goes_with_it() -> None:
+    objective = Counting(network(0), [data()], classify)
+    states = StateEvaluator({"": objective})
+    for _ in range(3):
+        states.end(endpoint_of(objective))
+    assert objective.passes == 3
+
+
+def test_further_metrics_are_curves_of_their_split() -> None:
+    objective = Objective(network(0), [data()], classify)
+    states = StateEvaluator(
+        {"a": objective, "b": objective}, further={"b": lambda theta, _: {"size": float(theta.sum())}}
+    )
+    end_a, end_b = (Endpoint(torch.full_like(objective.theta(), v), objective.buffers) for v in (0.0, 1.0))
+    profiles = line_profiles(states, end_a, end_b, num_points=3)
+    assert "size" not in profiles["a"].curves
+    size = objective.num_params
+    assert profiles["b"].curves["size"].values.tolist() == [0, size / 2, size]
+    assert profiles["b"].curves["size"].own_ends == (0, size)

@@ -6,8 +6,9 @@ import torch
 from matplotlib.colors import to_rgba
 
 from lmc_lightning.landscape.barrier import Barrier, barrier
-from lmc_lightning.landscape.paths import Curve, Profile, uniform_ts
-from lmc_lightning.plotting.barriers import barrier_caption, plot_barrier_curves, plot_barrier_heatmap
+from lmc_lightning.landscape.paths import uniform_ts
+from lmc_lightning.landscape.profiles import Curve, Profile
+from lmc_lightning.plotting.barriers import barrier_caption, plot_barrier_curves, plot_barrier_heatmap, plot_gap_curves
 from lmc_lightning.plotting.style import BLANK, new_axes
 
 NAN = math.nan
@@ -86,6 +87,29 @@ def test_what_is_not_finite_is_drawn_without_complaint() -> None:
     assert ax.get_legend().get_texts()[0].get_text() == "epoch 1: nan"
 
 
+def test_gaps_start_and_end_on_the_chord_and_are_coloured_by_epoch() -> None:
+    curves = [(epoch, bump(0.1 * epoch)) for epoch in (1, 2, 8)]
+    ax = plot_gap_curves(curves, title="k₁ = 0", ends=("trunk", "child"))
+    lines = {line.get_label(): line for line in ax.lines}
+    for epoch, result in curves:
+        np.testing.assert_array_equal(lines[f"epoch {epoch}"].get_ydata(), result.gaps)
+        assert set(lines[f"epoch {epoch}"].get_ydata()[[0, -1]]) == {0}
+    near, far = (np.subtract(*(to_rgba(lines[f"epoch {e}"].get_color()) for e in pair)) for pair in ((1, 2), (2, 8)))
+    assert np.abs(near).sum() < np.abs(far).sum()  # by the epoch's number, not its place
+    assert len([c for c in ax.collections if len(c.get_paths())]) == 1  # the band of the last
+    assert ax.figure.axes[1].get_ylabel() == "later epoch (total)"
+    assert "largest height above the chord" in ax.texts[0].get_text()
+    ax.figure.canvas.draw()
+    assert ax.get_window_extent().width > 350
+    assert plot_gap_curves(curves[:1]).get_title(loc="left") == "Gap of the loss on the line"
+
+
+@pytest.mark.parametrize("curves", [[], [(1, bump(1.0)), (2, bump(1.0, metric="error"))]])
+def test_gaps_of_different_quantities_do_not_share_an_axis(curves: list[tuple[int, Barrier]]) -> None:
+    with pytest.raises(ValueError, match="one metric on one split"):
+        plot_gap_curves(curves)
+
+
 @pytest.mark.parametrize("curves", [[], [("a", bump(1.0)), ("b", bump(1.0, metric="error"))]])
 def test_curves_of_different_quantities_do_not_share_an_axis(curves: list[tuple[str, Barrier]]) -> None:
     with pytest.raises(ValueError, match="one metric on one split"):
@@ -104,6 +128,8 @@ def test_a_heat_map_writes_its_numbers_and_leaves_blanks_grey() -> None:
     assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "4", "8"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["0", "2"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("later epoch (total)", "branch point k₁ [epochs]")
+    steps = plot_barrier_heatmap([[1.0]], ["step 500"], [4], title="t")
+    assert (steps.get_ylabel(), steps.get_yticklabels()[0].get_text()) == ("branch point k₁", "step 500")
     assert ax.get_title(loc="left") == "Loss barrier"
     assert ax.figure.axes[1].get_ylabel() == "nats"
 

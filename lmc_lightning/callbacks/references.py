@@ -1,0 +1,102 @@
+"""The one state that a run is compared with, where it has no children."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmc_lightning.core.params import ParameterLayout, parameter_layout
+from lmc_lightning.recording import slug
+from lmc_lightning.schedule import Schedule
+
+
+def check_reference(reference: str | None, schedule: Schedule, branching: bool) -> None:
+    """Refuse what gives nothing to compare with, or two things.
+
+    Raises:
+        ValueError: no reference without branching, or one beside it; steps for later epochs beside it.
+    """
+    if branching and schedule.axis == "step":
+        raise ValueError(
+            "Beside CheckpointBranching, children are compared with the trunk after later epochs; got a schedule of "
+            "steps. Pass epochs= or every_n_epochs=."
+        )
+    if reference is None and not branching:
+        raise ValueError(
+            "InterpolationBarrier has nothing to compare with. Add CheckpointBranching to the callbacks, or pass "
+            "reference='initial', 'previous' or the path of a checkpoint."
+        )
+    if reference is not None and branching:
+        raise ValueError(
+            f"Beside CheckpointBranching, InterpolationBarrier compares children with the trunk; got reference="
+            f"{reference!r} too. Leave it out, and compare with it in another run."
+        )
+    if reference not in (None, "initial", "previous") and not Path(str(reference)).is_file():
+        raise ValueError(f"Expected reference to be 'initial', 'previous' or a checkpoint file, got {reference!r}.")
+
+
+@dataclass
+class Reference:
+    """``"initial"``, ``"previous"`` (the last visit) or a checkpoint: its state, and its step where that is known."""
+
+    name: str | None
+    state: dict[str, Tensor] | None = None
+    step: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The last part of its keys."""
+        return slug(Path(self.name or "").stem)
+
+    def begin(self, module: nn.Module, step: int, parameters: Sequence[str] | None) -> None:
+        """Take the start of a run, or read the checkpoint.
+
+        Raises:
+            ValueError: the checkpoint is of another architecture.
+        """
+        if step == 0:
+            self.state = self.step = None
+        if self.name == "initial" and self.state is None:
+            self.take(state_of_module(module), step)
+        elif self.name not in (None, "initial", "previous"):
+            self.state = read_state(str(self.name), parameter_layout(module, parameters))
+
+    def take(self, state: dict[str, Tensor], step: int) -> None:
+        """Compare with this state from now on."""
+        self.state, self.step = state, step
+
+    def saved(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        kept = self.state if self.name in ("initial", "previous") else None
+        return {"reference": dict(kept) if kept else None, "reference_step": self.step}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on with what an earlier run has saved."""
+        self.state, self.step = saved.get("reference"), saved.get("reference_step")
+
+
+def state_of_module(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers, on the CPU."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def read_state(path: str, layout: ParameterLayout) -> dict[str, Tensor]:
+    """The tensors of a checkpoint.
+
+    Raises:
+        ValueError: it lacks a parameter of ``layout``, or has it in another shape.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        if name not in state or state[name].shape != shape:
+            found = list(state[name].shape) if name in state else "missing"
+            raise ValueError(
+                f"{path} is no checkpoint of this module: {name!r} of shape {list(shape)} is {found} there. Only "
+                f"networks of one architecture can be interpolated."
+            )
+    return dict(state)
