@@ -1,0 +1,1 @@
+"""What is compared, one module per task: ``contenders(work)`` and ``errors(work, found)``."""
