@@ -37,7 +37,10 @@ def table(root: Path) -> list[dict[str, Any]]:
     (path,) = root.rglob("slow.jsonl")
     assert not list(path.parent.glob(".*")), "a temporary file was left"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{**row, "evidence": {k: v for k, v in row["evidence"].items() if k != "seconds"}} for row in rows]
+    return [
+        {**row, "evidence": {k: v for k, v in row["evidence"].items() if k not in ("seconds", "peak_bytes")}}
+        for row in rows
+    ]
 
 
 def steps(rows: list[dict[str, Any]], status: str = "ok") -> list[int]:

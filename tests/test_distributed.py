@@ -24,6 +24,7 @@ from torch import Tensor
 import lmc_lightning
 from lmc_lightning import (
     CheckpointBranching,
+    EdgeOfStability,
     HessianSpectrum,
     InterpolationBarrier,
     MeasurementCallback,
@@ -34,7 +35,8 @@ from lmc_lightning.callbacks.guards import check_trainer
 from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.structure import digest
-from lmc_lightning.landscape.paths import endpoint_of, linear_path, loss_profiles
+from lmc_lightning.landscape.paths import endpoint_of, linear_path
+from lmc_lightning.landscape.profiles import loss_profiles
 from tests.scripts import ddp_script, deaths, distributed
 from tests.scripts.processes import PATIENCE, free_port, pair
 
@@ -164,6 +166,12 @@ def test_batch_norm_layers_that_one_process_skips_take_the_statistics_of_the_oth
         assert torch.equal(process["never.running_mean"], torch.zeros(6, dtype=torch.float64))
 
 
+def test_synchronized_batch_norm_is_measured_in_train_mode_with_statistics_of_each_batch(tmp_path: Path) -> None:
+    alone = distributed.synchronized_products((0, 1), torch.nn.BatchNorm1d(3), Collective())
+    for process in pair(distributed.synchronized, folder=tmp_path):
+        torch.testing.assert_close(process, alone, rtol=1e-9, atol=1e-12)
+
+
 def test_visits_wait_until_every_process_has_its_probe_set(tmp_path: Path) -> None:
     both = pair(distributed.uneven_capture, folder=tmp_path)
     assert both[0]["records"] == both[1]["records"]
@@ -282,6 +290,7 @@ def test_two_processes_that_are_both_terminated_while_they_compute_end_together(
 
 MAKE: dict[str, Callable[[], pl.Callback]] = {
     "CheckpointBranching": lambda: CheckpointBranching(epochs=[0]),
+    "EdgeOfStability": lambda: EdgeOfStability(num_examples=20, max_products=4),
     "HessianSpectrum": lambda: HessianSpectrum(num_examples=20, num_probes=2, num_steps=2),
     "InterpolationBarrier": lambda: InterpolationBarrier(reference="initial", num_points=3, num_examples=20),
     "Sharpness": lambda: Sharpness(num_examples=20),

@@ -136,7 +136,7 @@ def fingerprint(trainer: Any, module: Any) -> str:
 def plain(ours: list[MeasurementCallback]) -> list[dict[str, Any]]:
     """All records, without what depends on the machine or on where a fit began."""
     table = [vars(record) for callback in ours for record in callback.results]
-    own = ("seconds", "self_check")
+    own = ("seconds", "peak_bytes", "self_check")
     return [{**row, "evidence": {k: v for k, v in row["evidence"].items() if k not in own}} for row in table]
 
 
@@ -213,6 +213,25 @@ def detour(rank: int) -> dict[str, Tensor]:
     """BatchNorm layers that not every process runs."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=30))
     return detour_statistics((rank,), ProcessGroup(torch.device("cpu")))
+
+
+def synchronized_products(processes: tuple[int, ...], norm: nn.Module, collective: Collective) -> dict[str, Tensor]:
+    """Loss, gradient and a Hessian product with statistics of each batch; process 1 has one batch more."""
+    module = nn.Sequential(nn.Linear(6, 3), norm, nn.Linear(3, 1))
+    for index, parameter in enumerate(module.parameters()):
+        nn.init.normal_(parameter, generator=torch.Generator().manual_seed(index))
+    batches = [examples(BATCH_SIZES[p], seed=p + b)[0] for p in processes for b in range(2 + p)]
+    options: dict[str, Any] = {"mode": "train", "dtype": torch.float64, "collective": collective}
+    objective = Objective(module, batches, lambda m, batch: m(batch).square().mean(), **options, keep_batches=True)
+    theta = objective.theta()
+    product = objective.hvp(theta)(torch.ones_like(theta))
+    return {"loss": objective.loss(theta), "gradient": objective.grad(theta), "product": product}
+
+
+def synchronized(rank: int) -> dict[str, Tensor]:
+    """SyncBatchNorm, which would ask the other process in every forward pass."""
+    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+    return synchronized_products((rank,), nn.SyncBatchNorm(3), ProcessGroup(torch.device("cpu")))
 
 
 def uneven_capture(rank: int) -> dict[str, Any]:
