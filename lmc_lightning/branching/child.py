@@ -1,33 +1,20 @@
 """The one callback of ours in a child: it starts the child as the fork says, keeps its weights and ends it."""
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback
-from torch import Tensor
 
-from lmc_lightning.branching.lineage import Family, Node
-from lmc_lightning.branching.snapshot import Replay
-from lmc_lightning.core.glassbox import set_rng_state
-from lmc_lightning.core.structure import digest, tensors_in
-
-DIGESTED_BATCHES = 2
+from lmc_lightning.branching import internals
+from lmc_lightning.branching.evidence import DIGESTED_BATCHES, Evidence, chained
+from lmc_lightning.branching.lineage import Family, Fork, Node, Position
+from lmc_lightning.branching.plan import Intervention
+from lmc_lightning.branching.replay import Replay, match_weights
+from lmc_lightning.core.structure import tensors_in
 
 
 class SharedNoiseError(RuntimeError):
     """A child with fresh noise was given the batches of the trunk."""
-
-
-def add_batch(node: Node, epoch: int, batch: Any, batch_idx: int) -> None:
-    """Let a batch enter the digest of its epoch: the first two do."""
-    if batch_idx < DIGESTED_BATCHES and tensors_in(batch):
-        earlier = node.batch_digests.get(epoch, "") if batch_idx else ""
-        node.batch_digests[epoch] = hashlib.sha256(f"{earlier}{digest(batch)}".encode()).hexdigest()
-
-
-def _tensors(module: Any) -> dict[str, Tensor]:
-    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
 class Child(Callback):
@@ -35,37 +22,64 @@ class Child(Callback):
 
     Args:
         node: the child's entry in the family.
-        family: whose trunk has ended.
+        family: that it belongs to.
+        fork: that it starts from.
         replay: the fork's noise.
         advance: called after each batch.
+        end: where it ends; None: where its Trainer ends it.
+        intervention: applied at the fork.
     """
 
-    def __init__(self, node: Node, family: Family, replay: Replay, advance: Callable[[], object]) -> None:
-        self._node, self._family, self._replay, self._advance = node, family, replay, advance
-        self._started = self._trains = False
+    def __init__(
+        self,
+        node: Node,
+        family: Family,
+        fork: Fork,
+        replay: Replay,
+        advance: Callable[[], object],
+        end: Position | None = None,
+        intervention: Intervention | None = None,
+    ) -> None:
+        self._node, self._family, self._fork, self._replay = node, family, fork, replay
+        self._advance, self._end, self._intervention = advance, end, intervention
+        self._evidence = Evidence(node)
+        self._checkpoint: dict[str, Any] | None = None
+        self._epoch_started = self._forked = self._trains = False
+        self._first_batches = 0
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Repeat the trunk's random state of this moment, from which modules may split their data."""
-        set_rng_state(self._replay.at_setup)
-        self._replay.watch_loaders(trainer, pl_module)
+        self._replay.set_up(trainer, pl_module, lambda: self._evidence.watch(trainer))
+        if self._replay.is_mid_epoch:
+            internals.wrap_advance(trainer, lambda: self._fork_between(trainer, pl_module))
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Hold on to the checkpoint until the fork."""
+        self._checkpoint = checkpoint
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the first epoch as the trunk did; keep weights."""
-        if not self._started:
-            self._started = True
-            self._match_trunk(trainer, pl_module)
+        if not self._epoch_started:
+            self._epoch_started = True
+            if not self._replay.is_mid_epoch:
+                match_weights(pl_module, self._checkpoint or {})
             self._replay.begin_epoch(trainer, pl_module)
-        self._keep(trainer, pl_module)
+            if not self._replay.is_mid_epoch:
+                self._leave_trunk(trainer, pl_module)
+        if self._forked:
+            self._keep(trainer, pl_module)
 
-    def _match_trunk(self, trainer: Any, pl_module: Any) -> None:
-        trunk, epoch = self._family.trunk, trainer.current_epoch
-        if digest(_tensors(pl_module)) != trunk.state_digests[epoch]:
-            # Lightning loads checkpoints into float32 before it makes the module float64.
-            pl_module.load_state_dict(self._family.state(trunk, epoch), strict=False)
-        mine = {id(parameter) for parameter in pl_module.parameters()}
-        optimized = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
-        if any(id(parameter) not in mine for parameter in optimized):
-            raise RuntimeError("The optimizer holds parameters of the trunk: make it anew in `configure_optimizers`.")
+    def _fork_between(self, trainer: Any, pl_module: Any) -> None:
+        if not self._forked:
+            self._replay.go_between(trainer, pl_module, self._checkpoint or {})
+            self._leave_trunk(trainer, pl_module)
+
+    def _leave_trunk(self, trainer: Any, pl_module: Any) -> None:
+        self._forked, self._checkpoint = True, None
+        if trainer.global_step != self._fork.position.step:
+            raise RuntimeError(f"Expected {self._fork.position.step} steps at the fork, got {trainer.global_step}.")
+        if self._intervention is not None:
+            self._intervention.apply(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """See to it that the child trains itself."""
@@ -78,9 +92,13 @@ class Child(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Compare the first batches with the trunk's, at the last moment before they are trained on."""
-        add_batch(self._node, trainer.current_epoch, batch, batch_idx)
-        if batch_idx == DIGESTED_BATCHES - 1:
-            self._check_noise(trainer.current_epoch)
+        self._evidence.see_batch(trainer.current_epoch, batch, batch_idx)
+        if self._first_batches < DIGESTED_BATCHES:
+            self._first_batches += 1
+            if tensors_in(batch):
+                self._node.first_batches = chained(self._node.first_batches or "", batch)
+            if self._first_batches == DIGESTED_BATCHES:
+                self._check_noise(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop in the middle of an epoch if the trunk did, unless the child's own ``max_steps`` does it."""
@@ -90,30 +108,40 @@ class Child(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop at the end of the trunk's last epoch."""
-        self._check_noise(trainer.current_epoch)
+        self._evidence.end_epoch(trainer)
         if self._arrived(trainer):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Keep the last weights."""
-        self._keep(trainer, pl_module)
+        if self._first_batches < DIGESTED_BATCHES:
+            self._check_noise(trainer)
+        if self._end is None:
+            self._family.keep(self._node, trainer.current_epoch, trainer.global_step, pl_module)
+        else:
+            self._keep(trainer, pl_module)
         self._node.end_step = trainer.global_step
-        if not self._arrived(trainer):
-            self._node.reason = f"ended after {trainer.global_step} steps, the trunk after {self._family.end.step}"
+        if self._end is not None and not self._arrived(trainer):
+            self._node.reason = f"ended after {trainer.global_step} steps, the trunk after {self._end.step}"
+
+    def close(self) -> None:
+        """Leave the loaders as they were, however the child has ended."""
+        self._evidence.close()
+        self._replay.close()
 
     def _arrived(self, trainer: Any) -> bool:
-        return bool(trainer.fit_loop.total_batch_idx + 1 >= self._family.end.batches)
+        return self._end is not None and bool(trainer.fit_loop.total_batch_idx + 1 >= self._end.batches)
 
     def _keep(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.current_epoch in self._family.trunk.epochs:
+        if self._family.keeps(trainer.current_epoch):
             self._family.keep(self._node, trainer.current_epoch, trainer.global_step, pl_module)
 
-    def _check_noise(self, epoch: int) -> None:
-        mine, trunks = (node.batch_digests.get(epoch) for node in (self._node, self._family.trunk))
-        if self._node.noise_seed is not None and epoch == self._node.k1 and mine is not None and mine == trunks:
+    def _check_noise(self, trainer: Any) -> None:
+        mine, trunks = self._node.first_batches, self._fork.first_batches
+        if self._node.is_own("order", "augmentation") and mine is not None and mine == trunks:
             raise SharedNoiseError(
-                f"Under noise_seed={self._node.noise_seed} the first batches of epoch {epoch} are those of the trunk: "
-                "the loader's order does not depend on any seed that can be set here. Shuffle with `shuffle=True` or a "
-                "`torch.Generator`, or give the datamodule, data set or sampler an integer attribute `noise_seed` that "
-                "its order follows from."
+                f"Under noise_seed={self._node.noise_seed} the first batches of epoch {trainer.current_epoch} are the "
+                "trunk's: the loader's order does not depend on any seed that can be set here. Shuffle with "
+                "`shuffle=True` or a `torch.Generator`, or give the datamodule, data set or sampler an integer "
+                "attribute `noise_seed` that its order follows from."
             )

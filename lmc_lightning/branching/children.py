@@ -1,138 +1,168 @@
-"""The children of a trunk that has ended: trained one after another, each recorded however it ends."""
+"""The children of a family: trained one after another, each recorded however it ends."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lmc_lightning.branching.child import Child
+from lmc_lightning.branching.claims import claimed
+from lmc_lightning.branching.evidence import judge
 from lmc_lightning.branching.isolation import isolated
-from lmc_lightning.branching.lineage import Family, Node
+from lmc_lightning.branching.lineage import Family, Fork, Node, Position
 from lmc_lightning.branching.noise import noise_state, set_noise_state
-from lmc_lightning.branching.snapshot import Replay
+from lmc_lightning.branching.replay import Replay
 from lmc_lightning.branching.spawn import Blueprint, remove_curves
+from lmc_lightning.branching.storage import verify
 
 
 class Children:
     """Trains what is left to train of a family.
 
     Args:
-        family: whose trunk has ended.
+        family: the trunk and its snapshots.
         blueprint: taken from the trunk before it was trained.
-        trainer: the trunk's.
-        pl_module: its module.
         branches: the folder of the children's curves.
+        roots: where the trunk's random state may live, by name, to be put back afterwards.
+        rank: of this process among those that train together.
+        silent: without a progress bar.
     """
 
-    def __init__(self, family: Family, blueprint: Blueprint, trainer: Any, pl_module: Any, branches: Path) -> None:
-        self._family, self._blueprint = family, blueprint
-        self._trainer, self._module = trainer, pl_module
-        self._branches = branches
+    def __init__(
+        self,
+        family: Family,
+        blueprint: Blueprint,
+        branches: Path,
+        *,
+        roots: Mapping[str, Any],
+        rank: int = 0,
+        silent: bool = False,
+    ) -> None:
+        self._family, self._blueprint, self._branches = family, blueprint, branches
+        self._roots, self._rank, self._silent = roots, rank, silent
 
-    def unfinished(self) -> list[Node]:
-        """The children that have a snapshot to start from and are not where the trunk is."""
-        end = self._family.end
+    def unfinished(self, end: Position | None) -> list[Node]:
+        """The children that have a snapshot to start from and are not at ``end``; None: not at an end of their own."""
+        ready = [child for child in self._family.children if child.label in self._family.forks]
+        if end is None:
+            return [child for child in ready if child.status != "completed"]
         return [
             child
-            for child in self._family.children
-            if child.k1 in self._family.forks
-            and child.k1 < end.epoch
+            for child in ready
+            if self._family.forks[child.label].position.batches < end.batches
             and (child.status != "completed" or (child.reason is None and child.end_step != end.step))
         ]
 
-    def run(self, seconds_per_batch: float) -> None:
-        """Train the unfinished children.
+    def run(self, children: Sequence[Node], end: Position | None, seconds_per_batch: float = 0.0) -> None:
+        """Train children.
 
-        One that fails is recorded and the next starts. Whatever interrupts a child is recorded and raised; the next
-        call begins with that child.
+        One that fails is recorded and the next starts; one that another process trains is left to it. Whatever
+        interrupts a child is recorded and raised.
 
         Args:
+            children: those to train.
+            end: where they end; None: where their Trainers end them.
             seconds_per_batch: of the trunk, to say how long it will take.
         """
-        unfinished = self.unfinished()
-        if not unfinished:
+        if not children:
             return
-        self._announce(unfinished, seconds_per_batch)
-        roots = {"module": self._module, "datamodule": self._trainer.datamodule, **self._blueprint.sources}
+        if end is not None:
+            self._announce(children, end, seconds_per_batch)
+        roots = {**self._roots, **self._blueprint.sources}
         before = noise_state(roots)
         try:
-            with isolated(), self._progress(unfinished) as bar:
-                for child in unfinished:
+            with isolated(), self._progress(children, end) as bar:
+                for child in children:
                     bar.set_description(child.name)
-                    self._run(child, bar)
+                    self._run(child, end, bar)
         finally:
             set_noise_state(before, roots)
-        failed = [f"{child.name} failed, {child.reason}" for child in unfinished if child.status == "failed"]
+        failed = [f"{child.name} failed, {child.reason}" for child in children if child.status == "failed"]
         if failed:
             rank_zero_warn(f"CheckpointBranching: {'; '.join(failed)}")
 
-    def _batches(self, child: Node) -> int:
-        assert child.k1 is not None
-        return self._family.end.batches - self._family.forks[child.k1].position.batches
+    def _batches(self, child: Node, end: Position | None) -> int:
+        return 0 if end is None else end.batches - self._family.forks[child.label].position.batches
 
-    def _announce(self, children: list[Node], seconds_per_batch: float) -> None:
-        k1s = [child.k1 for child in children if child.k1 is not None]
-        epochs = sum(self._family.end.epoch - k1 for k1 in k1s)
-        seconds = seconds_per_batch * sum(map(self._batches, children))
-        points = ", ".join(map(str, sorted(set(k1s))))
+    def _announce(self, children: Sequence[Node], end: Position, seconds_per_batch: float) -> None:
+        forks = [self._family.forks[child.label].position for child in children]
+        epochs = sum(end.epoch - fork.epoch for fork in forks)
+        seconds = seconds_per_batch * sum(self._batches(child, end) for child in children)
+        points = {axis: sorted({c.at for c in children if c.axis == axis}) for axis in ("epoch", "step")}
+        words = " and ".join(f"{', '.join(map(str, at))} {axis}s" for axis, at in points.items() if at)
         rank_zero_info(
-            f"CheckpointBranching: {len(children)} children leave the trunk after {points} epochs and train for "
+            f"CheckpointBranching: {len(children)} children leave the trunk after {words} and train for "
             f"{epochs} epochs in all, about {seconds:.0f} s."
         )
 
     @contextmanager
-    def _progress(self, children: list[Node]) -> Iterator[Any]:
-        silent = self._trainer.progress_bar_callback is None
-        with tqdm(total=sum(map(self._batches, children)), unit="batch", disable=silent) as bar:
+    def _progress(self, children: Sequence[Node], end: Position | None) -> Iterator[Any]:
+        total = sum(self._batches(child, end) for child in children) or None
+        with tqdm(total=total, unit="batch", disable=self._silent) as bar:
             yield bar
 
-    def _run(self, child: Node, bar: Any) -> None:
-        folder = self._branches / child.name
-        if child.status != "pending":
-            remove_curves(folder)
-        child.status, child.reason, child.exact_replay, child.end_step = "running", None, None, None
-        child.epochs, child.batch_digests, child.state_digests = {}, {}, {}
-        self._family.save()
-        began, end = time.monotonic(), bar.n + self._batches(child)
+    def _run(self, child: Node, end: Position | None, bar: Any) -> None:
+        with claimed(self._family.folder, child.name) as ours:
+            if not ours:
+                child.status, child.reason = "running", "trained by another process"
+                return
+            if child.status != "pending":
+                remove_curves(self._branches / child.name)
+            child.restart()
+            self._family.save_child(child)
+            began, last = time.monotonic(), bar.n + self._batches(child, end)
+            try:
+                self.train(child, end=end, advance=bar.update)
+                child.status = "completed"
+            except Exception as error:
+                child.status, child.reason = "failed", f"{type(error).__name__}: {error}"
+            except BaseException as error:
+                # The child's Lightning makes a SystemExit of a KeyboardInterrupt, as the trunk's will of ours.
+                ctrl_c = isinstance(error.__context__, KeyboardInterrupt)
+                child.status, child.reason = "interrupted", "KeyboardInterrupt" if ctrl_c else type(error).__name__
+                if ctrl_c:
+                    raise KeyboardInterrupt from None
+                raise
+            finally:
+                child.seconds = time.monotonic() - began
+                bar.update(max(0, last - bar.n))
+                self._family.save_child(child)
+
+    def train(
+        self, child: Node, *, end: Position | None = None, extra: Sequence[Any] = (), advance: Any = lambda: None
+    ) -> None:
+        """Train one child, in the process as it is, and compare what it saw with what the trunk saw.
+
+        Args:
+            child: its entry in the family.
+            end: where it ends; None: where its Trainer ends it.
+            extra: callbacks for this child alone.
+            advance: called after each batch.
+
+        Raises:
+            DamagedFileError: a file of the snapshot is not what was written.
+        """
+        fork = self._family.forks[child.label]
+        child.branch_step = fork.position.step
+        verify(self._family.folder / fork.folder, fork.digests)
+        noise = torch.load(self._family.folder / fork.noise(self._rank), map_location="cpu", weights_only=True)
+        callback = Child(child, self._family, fork, Replay(noise, child), advance, end, self._blueprint.intervention)
+        fit = self._blueprint.build(callback, self._branches / child.name, extra)
         try:
-            self._train(child, folder, bar)
-            child.status = "completed"
-        except Exception as error:
-            child.status, child.reason = "failed", f"{type(error).__name__}: {error}"
-        except BaseException as error:
-            # The child's Lightning makes a SystemExit of a KeyboardInterrupt, as the trunk's will of ours.
-            ctrl_c = isinstance(error.__context__, KeyboardInterrupt)
-            child.status, child.reason = "interrupted", "KeyboardInterrupt" if ctrl_c else type(error).__name__
-            if ctrl_c:
-                raise KeyboardInterrupt from None
-            raise
+            fit(self._family.folder / fork.checkpoint)
         finally:
-            child.seconds = time.monotonic() - began
-            bar.update(end - bar.n)
-            self._family.save()
-
-    def _train(self, child: Node, folder: Path, bar: Any) -> None:
-        assert child.k1 is not None
-        fork = self._family.forks[child.k1]
-        replay = Replay(self._family.folder / fork.noise, child.noise_seed)
-        fit = self._blueprint.build(Child(child, self._family, replay, bar.update), folder)
-        fit(self._family.folder / fork.checkpoint)
-        if child.noise_seed is None:
-            _judge_replay(child, self._family.trunk)
+            callback.close()
+        judge(child, self._family.trunk, fork.first_batches)
 
 
-def _judge_replay(child: Node, trunk: Node) -> None:
-    def first_difference(mine: dict[int, str], trunks: dict[int, str]) -> int | None:
-        return next((e for e in sorted(mine) if e in trunks and mine[e] != trunks[e]), None)
-
-    batches = first_difference(child.batch_digests, trunk.batch_digests)
-    weights = first_difference(child.state_digests, trunk.state_digests)
-    child.exact_replay = batches is None and weights is None
-    if batches is not None:
-        child.reason = f"the batches of epoch {batches} differ from the trunk's: the loader has state of its own"
-    elif weights is not None:
-        child.reason = f"the weights differ from the trunk's first after {weights} epochs, on the same batches"
+def cut(child: Node, fork: Fork, end: Position) -> None:
+    """Let a child that went on for longer than the trunk end where that has ended, if its weights were kept there."""
+    is_longer = child.end_step not in (None, end.step) and fork.position.batches < end.batches
+    if is_longer and child.epochs.get(end.epoch) == end.step:
+        child.forget_after(end.epoch)
+        child.end_step = end.step

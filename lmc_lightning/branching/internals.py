@@ -15,10 +15,12 @@ PRIVATE_NAMES = {
         "_combined_loader",
         "_data_fetcher",
         "_last_train_dl_reload_epoch",
+        "_load_combined_loader_states",
         "_restarting",
         "_resuming_from_checkpoint",
         "setup_data",
     ),
+    "epoch_loop": ("advance", "batch_progress", "scheduler_progress", "automatic_optimization", "manual_optimization"),
     "val_loop": ("_data_source", "_combined_loader", "_last_val_dl_reload_epoch"),
     "connector": (
         "_precision_plugin_flag",
@@ -96,15 +98,102 @@ def renew_iterator(trainer: Any, *, now: bool) -> None:
         iter(trainer.fit_loop._data_fetcher)
 
 
-def wrap_setup_data(trainer: Any, wrapper: Callable[[Callable[[], None]], None]) -> None:
-    """Call ``wrapper(original)`` wherever the fit loop makes its loaders (at the start, and when it reloads them)."""
-    original = trainer.fit_loop.setup_data
-    trainer.fit_loop.setup_data = lambda: wrapper(original)
+def wrap_setup_data(trainer: Any, wrapper: Callable[[Callable[[], None]], None], ready: Callable[[], object]) -> None:
+    """Call ``wrapper(original)`` wherever the fit loop makes its loaders (at the start, and when it reloads them).
+
+    ``ready()`` is called inside of it, when the loaders are made and their first iterator is not.
+    """
+    loop = trainer.fit_loop
+    setup_data, load_states = loop.setup_data, loop._load_combined_loader_states
+
+    def load_states_and_report() -> None:
+        load_states()
+        ready()
+
+    loop.setup_data = lambda: wrapper(setup_data)
+    loop._load_combined_loader_states = load_states_and_report
 
 
 def unwrap_setup_data(trainer: Any) -> None:
     """Undo :func:`wrap_setup_data`."""
-    vars(trainer.fit_loop).pop("setup_data", None)
+    for name in ("setup_data", "_load_combined_loader_states"):
+        vars(trainer.fit_loop).pop(name, None)
+
+
+def wrap_advance(trainer: Any, before: Callable[[], object]) -> None:
+    """Call ``before()`` between two batches: all that follows from the last one is done, the next is not fetched.
+
+    No hook is called there: checkpoints saved in ``on_train_batch_end`` lack the validation that may follow, and the
+    step of a plateau scheduler.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    original = loop.advance
+
+    def advance(data_fetcher: Any) -> None:
+        before()
+        original(data_fetcher)
+
+    loop.advance = advance
+
+
+def unwrap_advance(trainer: Any) -> None:
+    """Undo :func:`wrap_advance`."""
+    vars(trainer.fit_loop.epoch_loop).pop("advance", None)
+
+
+def _counters(trainer: Any) -> dict[str, Any]:
+    loop = trainer.fit_loop.epoch_loop
+    return {
+        "batch": loop.batch_progress,
+        "scheduler": loop.scheduler_progress,
+        "optimizer": loop.automatic_optimization.optim_progress,
+        "manual": loop.manual_optimization.optim_step_progress,
+        "validation": loop.val_loop.batch_progress,
+    }
+
+
+def progress(trainer: Any) -> dict[str, Any]:
+    """How far the epoch has come: the counters of its loops, and how many batches were fetched for it."""
+    counters = {name: counter.state_dict() for name, counter in _counters(trainer).items()}
+    return {"fetched": num_fetched(trainer), "counters": counters}
+
+
+def num_fetched(trainer: Any) -> int:
+    """How many batches the iterator of this epoch has given."""
+    return int(trainer.fit_loop._data_fetcher.fetched)
+
+
+def drop_batches(trainer: Any, fetched: int) -> None:
+    """Fetch, and not train on, as many batches as were fetched in the trunk."""
+    fetcher = trainer.fit_loop._data_fetcher
+    # A step that takes the iterator itself fetches by way of a wrapper of it.
+    batches = getattr(fetcher, "iterator_wrapper", fetcher)
+    try:
+        while fetcher.fetched < fetched:
+            next(batches)
+    except StopIteration:
+        raise RuntimeError(f"Expected at least {fetched} batches, as in the trunk, got {fetcher.fetched}.") from None
+
+
+def loader_states(trainer: Any) -> list[Any]:
+    """The states of those training loaders that keep one."""
+    return [loader.state_dict() for loader in _stateful(trainer)]
+
+
+def set_loader_states(trainer: Any, states: list[Any]) -> None:
+    """Put the states back that :func:`loader_states` read."""
+    for loader, state in zip(_stateful(trainer), states, strict=True):
+        loader.load_state_dict(state)
+
+
+def _stateful(trainer: Any) -> list[Any]:
+    return [o for o in loaders(trainer.fit_loop) if hasattr(o, "state_dict") and hasattr(o, "load_state_dict")]
+
+
+def set_progress(trainer: Any, saved: dict[str, Any]) -> None:
+    """Let the loops of the epoch count on from where the trunk's had come."""
+    for name, counter in _counters(trainer).items():
+        counter.load_state_dict(saved["counters"][name])
 
 
 def let_teardown_restore_signals(trainer: Any) -> None:

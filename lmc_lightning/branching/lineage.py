@@ -1,108 +1,45 @@
 """Who descends from whom, and the weights that were kept on the way."""
 
 import json
-import os
 import platform
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lmc_lightning.branching.nodes import Axis, Choice, Fork, Node, Position, Status, Stream
+from lmc_lightning.branching.storage import DamagedFileError, link_or_copy
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.structure import digest
 
-Status: TypeAlias = Literal["pending", "running", "completed", "interrupted", "failed", "missing"]
-VERSION = 1
+__all__ = ["Axis", "Choice", "Family", "Fork", "Node", "Position", "Status", "Stream"]
 
-
-@dataclass
-class Node:
-    """One training run of a family: the trunk, or a child that left it after ``k1`` epochs.
-
-    Args:
-        name: ``"trunk"`` or ``"k1_{k1:03d}_child_{j}"``; its folder among the kept weights.
-        k1: completed epochs at which it left the trunk; None for the trunk.
-        child: j, counted from 0 among the children of one ``k1``; None for the trunk.
-        branch_step: optimizer steps taken at ``k1``; None until the trunk has been there.
-        end_step: optimizer steps taken at its end; None until it has come there.
-        noise_seed: the seed that its noise follows from; None: the trunk's own noise.
-        status: ``"completed"`` children have weights at every later epoch that the trunk kept, or a ``reason`` why not;
-            ``"missing"`` ones have no snapshot to start from.
-        reason: why it is not completed, or what is unusual about it.
-        exact_replay: under ``noise="same"``, whether all kept weights equal the trunk's bit for bit; else None.
-        seconds: wall time of the training [s].
-        epochs: completed epochs -> optimizer steps taken, for every epoch whose weights were kept, in order.
-        batch_digests: epoch -> sha256 of the tensors of the first two batches of the epoch that starts there.
-        state_digests: epoch -> sha256 of the kept weights.
-    """
-
-    name: str
-    k1: int | None = None
-    child: int | None = None
-    branch_step: int | None = None
-    end_step: int | None = None
-    noise_seed: int | None = None
-    status: Status = "pending"
-    reason: str | None = None
-    exact_replay: bool | None = None
-    seconds: float | None = None
-    epochs: dict[int, int] = field(default_factory=dict)
-    batch_digests: dict[int, str] = field(default_factory=dict)
-    state_digests: dict[int, str] = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Node":
-        """The node that ``dataclasses.asdict`` and JSON (whose keys are strings) made ``values`` of."""
-        known: dict[str, Any] = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        for name, value in known.items():
-            if isinstance(value, dict):
-                known[name] = {int(epoch): kept for epoch, kept in value.items()}
-        return cls(**known)
-
-    def forget_after(self, epoch: int) -> None:
-        """Drop what was kept later than ``epoch``: training was resumed there and comes by again."""
-        for kept in (self.epochs, self.batch_digests, self.state_digests):
-            for later in [e for e in kept if e > epoch]:
-                del kept[later]
-
-
-@dataclass
-class Position:
-    """How far a run has come: completed epochs, optimizer steps, training batches."""
-
-    epoch: int = 0
-    step: int = 0
-    batches: int = 0
-
-
-@dataclass
-class Fork:
-    """A snapshot from which children start: where in training, and its two files relative to the family's folder."""
-
-    position: Position
-    checkpoint: str
-    noise: str
+VERSION = 2
 
 
 class Family:
     """A trunk and its children: a folder with ``lineage.json``, snapshots and kept weights.
+
+    ``lineage.json`` is written by the process that trains the trunk. Each child has a file of its own in ``nodes/``,
+    written by the process that trains it, and the newer of the two accounts is read.
 
     Args:
         folder: where it lives; None: in a temporary folder that goes with the object.
 
     Attributes:
         trunk: the run that the others left.
-        children: ordered by ``k1``, then by child.
+        children: ordered by branch point, then by child.
         end: where the trunk has come to; ``trunk.status`` says whether that is its end.
-        forks: snapshots by epoch.
+        forks: snapshots by the label of their branch point.
         configuration: the arguments of the callback.
+        writes: whether this process writes the files; of several that train together, the first one does.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -110,8 +47,9 @@ class Family:
         self.trunk = Node("trunk")
         self.children: list[Node] = []
         self.end = Position()
-        self.forks: dict[int, Fork] = {}
+        self.forks: dict[str, Fork] = {}
         self.configuration: dict[str, Any] = {}
+        self.writes = True
 
     @classmethod
     def load(cls, folder: Path | str) -> "Family":
@@ -119,38 +57,67 @@ class Family:
 
         Raises:
             FileNotFoundError: there is no ``lineage.json`` in it.
-            ValueError: it was written by a newer version.
+            DamagedFileError: ``lineage.json`` cannot be read.
+            ValueError: it was written by another version.
         """
         family = cls(Path(folder))
         path = family.folder / "lineage.json"
         if not path.is_file():
             raise FileNotFoundError(f"Expected a family's folder with lineage.json in it, got {family.folder}.")
-        content = json.loads(path.read_text())
-        if content["version"] > VERSION:
-            raise ValueError(f"{path} has version {content['version']}, this package reads {VERSION}: upgrade it.")
+        content = _read(path)
+        if content["version"] != VERSION:
+            raise ValueError(f"{path} has version {content['version']}, this package reads {VERSION}.")
         family.trunk = Node.from_dict(content["trunk"])
         family.children = [Node.from_dict(child) for child in content["children"]]
         family.end = Position(**content["end"])
-        family.forks = {
-            int(epoch): Fork(Position(**fork["position"]), fork["checkpoint"], fork["noise"])
-            for epoch, fork in content["forks"].items()
-        }
+        family.forks = {label: Fork.from_dict(fork) for label, fork in content["forks"].items()}
         family.configuration = content["configuration"]
+        family.refresh()
         return family
+
+    def refresh(self, skip: Iterable[str] = ()) -> None:
+        """Read what other processes have written of the children, those called ``skip`` excepted."""
+        known = {child.name: child for child in self.children}
+        for path in sorted((self.folder / "nodes").glob("*.json")):
+            if path.stem not in skip:
+                node = Node.from_dict(_read(path))
+                if node.name in known:
+                    vars(known[node.name]).update(vars(node))
+                else:
+                    self.children.append(node)
 
     def save(self) -> None:
         """Write ``lineage.json``, atomically."""
+        if not self.writes:
+            return
         content = {
             "version": VERSION,
             "configuration": self.configuration,
-            "versions": _versions(),
+            "versions": versions(),
             "end": asdict(self.end),
-            "forks": {epoch: asdict(fork) for epoch, fork in sorted(self.forks.items())},
+            "forks": {label: asdict(fork) for label, fork in sorted(self.forks.items())},
             "trunk": asdict(self.trunk),
             "children": [asdict(child) for child in self.children],
         }
-        text = json.dumps(content, indent=1).encode()
-        write_atomic(self.folder / "lineage.json", lambda file: file.write(text))
+        write_json(self.folder / "lineage.json", content)
+
+    def save_child(self, child: Node) -> None:
+        """Write the file of one child, atomically."""
+        if self.writes:
+            write_json(self.folder / "nodes" / f"{child.name}.json", asdict(child))
+
+    def save_fork(self, fork: Fork) -> None:
+        """Write what a snapshot's folder says about itself, and ``lineage.json``, atomically."""
+        if self.writes:
+            about = {
+                "version": VERSION,
+                "versions": versions(),
+                "label": Path(fork.folder).name,
+                "fork": asdict(fork),
+                "configuration": self.configuration,
+            }
+            write_json(self.folder / fork.folder / "snapshot.json", about)
+            self.save()
 
     def node(self, name: str) -> Node:
         """The trunk or child called ``name``.
@@ -163,6 +130,16 @@ class Family:
             raise KeyError(f"Expected one of {', '.join(nodes)}, got {name!r}.")
         return nodes[name]
 
+    def wants(self, epoch: int) -> bool:
+        """Whether the plan is to keep weights after ``epoch`` epochs."""
+        schedules = self.configuration.get("keep", ())
+        return any(epoch in s["points"] or (s["every"] and epoch % s["every"] == 0) for s in schedules)
+
+    def keeps(self, epoch: int) -> bool:
+        """Whether a child keeps weights after ``epoch`` epochs: where the trunk did, or will when it comes there."""
+        known = self.trunk.status != "missing" and epoch <= self.end.epoch
+        return epoch in self.trunk.epochs if known else self.wants(epoch)
+
     def step_of_epoch(self, epoch: int) -> int:
         """Optimizer steps that the trunk had taken after ``epoch`` epochs, one of those kept.
 
@@ -172,7 +149,7 @@ class Family:
         return self.trunk.epochs[self._kept(self.trunk, epoch)]
 
     def common_epochs(self, child: Node) -> list[int]:
-        """The epochs, from ``child.k1`` on, at which weights of both the child and the trunk were kept."""
+        """The epochs, from the branch point on, at which weights of both the child and the trunk were kept."""
         return sorted(set(child.epochs) & set(self.trunk.epochs))
 
     def state(self, node: Node | str, epoch: int) -> dict[str, Tensor]:
@@ -180,10 +157,16 @@ class Family:
 
         Raises:
             KeyError: no weights were kept there; the message lists the epochs.
+            DamagedFileError: the file is not what was written.
         """
         node = self.node(node) if isinstance(node, str) else node
         path = self.weights_path(node, self._kept(node, epoch))
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise DamagedFileError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        if digest(state) != node.state_digests[epoch]:
+            raise DamagedFileError(f"{path} is damaged: its weights are not those that {node.name} had.")
         return state
 
     def weights_path(self, node: Node, epoch: int) -> Path:
@@ -200,17 +183,18 @@ class Family:
         node.epochs[epoch] = step
         node.state_digests[epoch] = digest(state)
         path = self.weights_path(node, epoch)
-        if epoch == node.k1 and node.state_digests[epoch] == self.trunk.state_digests.get(epoch):
+        if node.is_branch_point(epoch) and node.state_digests[epoch] == self.trunk.state_digests.get(epoch):
             self.keep_trunks(node, epoch)
-        else:
+        elif self.writes:
             write_atomic(path, lambda file: torch.save(state, file))
 
     def keep_trunks(self, node: Node, epoch: int) -> None:
         """Let a child share the weights of the trunk, of which it is a copy at that epoch."""
-        path = self.weights_path(node, epoch)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        link_or_copy(self.weights_path(self.trunk, epoch), path)
+        if self.writes:
+            path = self.weights_path(node, epoch)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            link_or_copy(self.weights_path(self.trunk, epoch), path)
         node.epochs[epoch] = self.trunk.epochs[epoch]
         node.state_digests[epoch] = self.trunk.state_digests[epoch]
 
@@ -235,15 +219,21 @@ def _temporary_folder(owner: object) -> Path:
     return Path(folder)
 
 
-def link_or_copy(source: Path | str, target: Path | str) -> None:
-    """A second name for a file that is never written again; a copy where the file system has no links."""
+def _read(path: Path) -> Any:
     try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged: {error}. Delete it to start anew what it describes.") from error
 
 
-def _versions() -> dict[str, str]:
+def write_json(path: Path, content: Any) -> None:
+    """Replace the file at ``path``, atomically."""
+    text = json.dumps(content, indent=1).encode()
+    write_atomic(path, lambda file: file.write(text))
+
+
+def versions() -> dict[str, str]:
+    """Of what a run depends on."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for package in ("lmc-lightning", "lightning", "pytorch-lightning"):
         try:

@@ -24,7 +24,7 @@ NoiseState: TypeAlias = dict[str, Any]
 """``rng``, ``generators`` and ``seeds``; plain values and tensors only."""
 
 Generator: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _LEAVES = (Tensor, np.ndarray, str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
 _SKIPPED = ("_iterator", "trainer", "_trainer")  # live iterators; the way back to the trainer
 _MAX_ELEMENTS = 256
@@ -55,7 +55,7 @@ def reachable(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             continue
         seen.add(id(value))
         yield path, value
-        if not isinstance(value, _GENERATORS):
+        if not isinstance(value, GENERATORS):
             pending.extend(reversed(list(_children(path, value, depth))))
 
 
@@ -77,7 +77,7 @@ def noise_state(roots: Mapping[str, Any]) -> NoiseState:
     """The global random state, that of every reachable generator, and every reachable ``noise_seed``."""
     rng: RngState = rng_state()
     objects = list(reachable(roots))
-    generators = {path: _generator_state(o) for path, o in objects if isinstance(o, _GENERATORS)}
+    generators = {path: _generator_state(o) for path, o in objects if isinstance(o, GENERATORS)}
     seeds = {f"{path}.{name}": getattr(o, name) for path, o in objects for name in _seed_names(o)}
     return {"rng": rng, "generators": generators, "seeds": seeds}
 
@@ -87,7 +87,7 @@ def set_noise_state(state: NoiseState, roots: Mapping[str, Any]) -> None:
     set_rng_state(state["rng"])
     for path, value in reachable(roots):
         saved = state["generators"].get(path)
-        if saved is not None and isinstance(value, _GENERATORS) and saved["kind"] == type(value).__name__:
+        if saved is not None and isinstance(value, GENERATORS) and saved["kind"] == type(value).__name__:
             _set_generator_state(value, saved["state"])
         for name in _seed_names(value):
             if f"{path}.{name}" in state["seeds"]:
@@ -102,8 +102,8 @@ def renew_noise(noise_seed: int, roots: Mapping[str, Any]) -> None:
     """
     seed_everything(derive_seed(noise_seed, "global"))
     for path, value in reachable({name: root for name, root in roots.items() if not name.startswith("val")}):
-        if isinstance(value, _GENERATORS):
-            _seed_generator(value, derive_seed(noise_seed, "generator", path))
+        if isinstance(value, GENERATORS):
+            seed_generator(value, derive_seed(noise_seed, "generator", path))
         for name in _seed_names(value):
             setattr(value, name, noise_seed if name == "noise_seed" else derive_seed(noise_seed, "sampler"))
 
@@ -140,7 +140,8 @@ def _set_generator_state(generator: Generator, state: Any) -> None:
         generator.setstate((version, tuple(internal), gauss))
 
 
-def _seed_generator(generator: Generator, seed: int) -> None:
+def seed_generator(generator: Generator, seed: int) -> None:
+    """Put a generator to the start of the stream ``seed``."""
     if isinstance(generator, torch.Generator):
         generator.manual_seed(seed)
     elif isinstance(generator, np.random.Generator):

@@ -2,7 +2,7 @@
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lmc_lightning.branching import internals
+from lmc_lightning.branching.plan import Intervention
 from lmc_lightning.core.shadow import copy_module
 from lmc_lightning.core.structure import walk
 
@@ -115,13 +116,28 @@ class Blueprint:
         pl_module: its module.
         owner: the callback whose children these are.
         make_trainer: makes children's Trainers where the trunk's arguments cannot be read back.
+        copy_loaders: whether loaders given to ``fit`` are copied too, for children that train while the trunk does.
+
+    Attributes:
+        shared: what copies lead back to and share.
+        intervention: applied to every child at its fork; None: nothing.
 
     Raises:
         ValueError: the arguments cannot be read back, or the module is compiled as a whole.
-        TypeError: the datamodule or a callback cannot be copied.
+        TypeError: the datamodule, a callback or a loader cannot be copied.
     """
 
-    def __init__(self, trainer: Any, pl_module: Any, owner: Any, make_trainer: MakeTrainer | None = None) -> None:
+    intervention: Intervention | None = None
+
+    def __init__(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        owner: Any,
+        make_trainer: MakeTrainer | None = None,
+        *,
+        copy_loaders: bool = False,
+    ) -> None:
         if internals.is_compiled(pl_module):
             raise ValueError(
                 "CheckpointBranching cannot copy torch.compile(module), whose steps belong to the original. Give "
@@ -130,28 +146,31 @@ class Blueprint:
         self._make: MakeTrainer = make_trainer or trainer_class(trainer)
         self._arguments = {} if make_trainer else trainer_arguments(trainer)
         self._fast_dev_run = trainer.fast_dev_run
-        self._loggers = [] if trainer.fast_dev_run else list(trainer.loggers)
+        self._loggers = [] if trainer.fast_dev_run else curve_loggers(trainer.loggers)
         owners = (pl_module, trainer.datamodule)
         train, val = internals.data_sources(trainer)
         self._sources = tuple(None if any(s is owner for owner in owners) else s for s in (train, val))
-        unwanted = _NOT_FOR_CHILDREN if curve_loggers(self._loggers) else _NOT_FOR_CHILDREN | _NEED_A_LOGGER
+        unwanted = _NOT_FOR_CHILDREN if self._loggers else _NOT_FOR_CHILDREN | _NEED_A_LOGGER
         copied = [c for c in trainer.callbacks if c is owner or not (is_one_of_ours(c) or _named(c, unwanted))]
         # The child's callback takes the owner's place: hooks run in the order of the list.
         listed = [None if callback is owner else callback for callback in copied]
-        self._shared = [trainer]  # copies lead back to it until their own `fit` puts another in its place
-        self._parts = _copied(pl_module, trainer.datamodule, listed, self._shared)
+        self.shared = [trainer]  # copies lead back to it until their own `fit` puts another in its place
+        self._parts = _copied(pl_module, trainer.datamodule, listed, self.shared)
+        if copy_loaders:
+            self._sources = tuple(_copy("the loader", s, {id(trainer): trainer}) for s in self._sources)
 
-    def build(self, child: Any, folder: Path) -> Callable[[Path], None]:
+    def build(self, child: Any, folder: Path, extra: Sequence[Any] = ()) -> Callable[[Path], None]:
         """The call that trains a child from a checkpoint.
 
         Args:
             child: the callback that replays the fork.
             folder: for the child's curves.
+            extra: callbacks for this child alone.
         """
-        module, datamodule, callbacks = _copied(*self._parts, self._shared)
+        module, datamodule, callbacks = _copied(*self._parts, self.shared)
         overrides = {
-            "callbacks": [child if callback is None else callback for callback in callbacks],
-            "logger": [make_logger(kind, folder) for kind in curve_loggers(self._loggers)] or False,
+            "callbacks": [child if callback is None else callback for callback in callbacks] + list(extra),
+            "logger": [make_logger(kind, folder) for kind in self._loggers] or False,
             "default_root_dir": str(folder),
             "enable_checkpointing": False,
             "enable_progress_bar": False,
@@ -175,8 +194,32 @@ class Blueprint:
 
     @property
     def sources(self) -> dict[str, Any]:
-        """The loaders that children share with the trunk."""
+        """The loaders that children are given."""
         return dict(zip(("train_source", "val_source"), self._sources, strict=True))
+
+    def reload_data(self) -> None:
+        """Let a datamodule read again what a file of this does not hold."""
+        datamodule = self._parts[1]
+        if hasattr(type(datamodule), "without_data"):
+            datamodule.prepare_data()
+            datamodule.setup("fit")
+
+    def parts(self) -> dict[str, Any]:
+        """What a file of this holds, by name."""
+        module, datamodule, callbacks = self._parts
+        named = {"the module": module, "the datamodule": _light(datamodule), "make_trainer": self._make}
+        named["the intervention"] = self.intervention
+        named |= {f"the callback {type(callback).__name__}": callback for callback in callbacks}
+        return named | {"the training loader": self._sources[0], "the validation loader": self._sources[1]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        module, datamodule, callbacks = self._parts
+        return {**self.__dict__, "_parts": (module, _light(datamodule), callbacks)}
+
+
+def _light(datamodule: Any) -> Any:
+    """A datamodule without what it can read again, if it knows how."""
+    return datamodule.without_data() if hasattr(type(datamodule), "without_data") else datamodule
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -1,40 +1,29 @@
-"""The trunk's side of a family: what is kept while it trains, and its children after it."""
+"""The trunk's side of a family: what is kept while it trains, and its children."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
-from shutil import copytree
-from typing import Any, Literal
+from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lmc_lightning.branching.child import add_batch
-from lmc_lightning.branching.children import Children
-from lmc_lightning.branching.lineage import Family, Node, link_or_copy
+from lmc_lightning.branching.children import Children, cut
+from lmc_lightning.branching.claims import claimed, is_claimed
+from lmc_lightning.branching.evidence import DIGESTED_BATCHES, Evidence, chained, judge
+from lmc_lightning.branching.lineage import Family, Fork, Node, Status
+from lmc_lightning.branching.plan import Plan, Point, When, noise_of
+from lmc_lightning.branching.portable import BLUEPRINT, save_blueprint
 from lmc_lightning.branching.snapshot import NoiseWatch, position, take_fork
 from lmc_lightning.branching.spawn import Blueprint
+from lmc_lightning.branching.start import start
+from lmc_lightning.branching.storage import disk_use, link_or_copy, snapshot_bytes, weight_bytes
+from lmc_lightning.branching.streams import check_separable
 from lmc_lightning.core.glassbox import preserved_rng
-from lmc_lightning.core.random_vectors import derive_seed
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which children there shall be: ``children`` from each of ``epochs``, under which noise."""
-
-    epochs: tuple[int, ...]
-    children: int
-    noise: Literal["fresh", "same"]
-    seed: int
-
-    def nodes(self) -> list[Node]:
-        """The children, none of them started."""
-        return [self._node(k1, child) for k1 in self.epochs for child in range(self.children)]
-
-    def _node(self, k1: int, child: int) -> Node:
-        seed = derive_seed(self.seed, "branch", "epoch", k1, "child", child) if self.noise == "fresh" else None
-        return Node(f"k1_{k1:03d}_child_{child}", k1=k1, child=child, noise_seed=seed)
+from lmc_lightning.core.structure import tensors_in
 
 
 class Trunk:
@@ -43,30 +32,45 @@ class Trunk:
     Args:
         trainer: in ``setup``.
         pl_module: its module.
-        owner: the callback, for whose ``plan`` and ``make_trainer`` this is.
+        owner: the callback, for whose ``plan``, ``when`` and ``make_trainer`` this is.
         place: which one of several such callbacks of the Trainer that is.
+        saving: a context in which checkpoints are snapshots.
 
     Raises:
         ValueError: more than one device, a branch point past the end, a Trainer that cannot be read back.
         TypeError: something that children need cannot be copied.
     """
 
-    def __init__(self, trainer: Any, pl_module: Any, owner: Any, place: int) -> None:
+    def __init__(self, trainer: Any, pl_module: Any, owner: Any, place: int, saving: Callable[[], Any]) -> None:
         self.trainer, self.module = trainer, pl_module
-        self.plan = _reachable(owner.plan, trainer)
+        self.plan: Plan = _reachable(owner.plan, trainer)
+        self._when: When = owner.when
+        self._saving = saving
         log_dir = trainer.log_dir  # a broadcast: on every rank
         if trainer.world_size > 1:
             raise ValueError(f"CheckpointBranching needs a single device, got a Trainer of {trainer.world_size}.")
-        blueprint = Blueprint(trainer, pl_module, owner, owner.make_trainer)
+        copies = self._when == "immediately"
+        self._blueprint = Blueprint(trainer, pl_module, owner, owner.make_trainer, copy_loaders=copies)
+        self._blueprint.intervention = self.plan.intervention
         suffix = f"_{place}" if place else ""
         root = None if trainer.fast_dev_run else _local(log_dir or trainer.default_root_dir)
         self.family = Family(root and root / "lmc" / f"family{suffix}")
-        branches = (root or self.family.folder) / f"branches{suffix}"
-        self._children = Children(self.family, blueprint, trainer, pl_module, branches)
-        self._watch = NoiseWatch(trainer, pl_module)
+        self._branches = (root or self.family.folder) / f"branches{suffix}"
+        self._children = Children(
+            self.family,
+            self._blueprint,
+            self._branches,
+            roots={"module": pl_module, "datamodule": trainer.datamodule},
+            silent=trainer.progress_bar_callback is None,
+        )
+        self._evidence = Evidence(self.family.trunk)
+        self._watch = NoiseWatch(trainer, pl_module, self._loaders_are_ready, self._between_batches)
+        self._open: list[Point] = []
+        self._young: dict[str, int] = {}
         self._began: tuple[float, int] | None = None
         self._warned: set[str] = set()
         self._measured = False
+        self._claim = ExitStack()
         self.seconds_per_batch = 0.0
 
     @contextmanager
@@ -81,71 +85,152 @@ class Trunk:
                 self._warned.add(reason)
                 rank_zero_warn(f"CheckpointBranching {reason}. The training goes on.")
 
+    # -- the start ---------------------------------------------------------------------------------------------------
+
+    def _loaders_are_ready(self) -> None:
+        check_separable(self.trainer, noise_of(self.plan.noise))
+        if self._when == "immediately":
+            _refuse_persistent_workers(self.trainer)
+        self._evidence.watch(self.trainer)
+
     def begin(self, earlier: Path | None) -> None:
         """Start the family, or go on with the one of the run that this one was resumed from.
 
         Args:
             earlier: the folder of that family as the checkpoint names it.
         """
-        resumed = self.trainer.global_step > 0
-        folder = self.family.folder
-        if resumed and earlier is not None and earlier != folder and (earlier / "lineage.json").is_file():
-            set_aside(folder)
-            copytree(earlier, folder, copy_function=link_or_copy)
-        if not resumed:
-            set_aside(folder)
-        elif (folder / "lineage.json").is_file():
-            self._adopt(Family.load(folder))
-        known = {(node.name, node.noise_seed): node for node in self.family.children}
-        self.family.children = [known.get((node.name, node.noise_seed), node) for node in self.plan.nodes()]
-        self.family.configuration = {**vars(self.plan), "epochs": list(self.plan.epochs)}
-        self.family.trunk.status, self.family.trunk.reason = "running", None
-        self.family.end = position(self.trainer)
-        self._began = (time.monotonic(), self.family.end.batches)
+        resumed, here = self.trainer.global_step > 0, position(self.trainer)
+        if is_claimed(self.family.folder, "trunk"):
+            raise RuntimeError(f"another process trains the trunk of the family in {self.family.folder}")
+        start(self.family, self.plan, here if resumed else None, earlier)
+        self.family.configuration = {
+            **self.plan.record(),
+            "when": self._when,
+            "keep": self._keeping(),
+            "branches": os.path.relpath(self._branches, self.family.folder),
+        }
+        self._open = [
+            point
+            for point in self.plan.points
+            if point.label not in self.family.forks and not point.is_behind(here.epoch, here.step)
+        ]
+        self._began = (time.monotonic(), here.batches)
         if resumed:
-            self._report_missing(f"training was resumed after {self.family.end.epoch} epochs, without it")
+            self._report_missing(f"training was resumed after {here.epoch} epochs, without it")
+        self._claim.enter_context(claimed(self.family.folder, "trunk"))
         self.family.save()
+        if not self.trainer.fast_dev_run:
+            self._write_blueprint()
 
-    def _adopt(self, family: Family) -> None:
-        now = self.trainer.current_epoch
-        self.family.trunk, self.family.children = family.trunk, family.children
-        self.family.trunk.forget_after(now)
-        # A fork at this very epoch stays, in case the checkpoint was saved after that epoch had begun.
-        self.family.forks = {epoch: fork for epoch, fork in family.forks.items() if epoch <= now}
-        for child in self.family.children:
-            if child.k1 not in self.family.forks:
-                child.status, child.branch_step = "pending", None
+    def _keeping(self) -> list[dict[str, Any]]:
+        """At which epochs weights are kept, in plain values."""
+        schedules = [r.schedule for r in self._readers() if r.schedule.axis == "epoch"]
+        kept = [{"every": s.every, "points": sorted(s.points)} for s in schedules]
+        if not self._readers():
+            kept = [{"every": 1, "points": []}]
+        return [*kept, {"every": None, "points": list(self.plan.epochs)}]
 
-    def begin_epoch(self, saving: Callable[[], Any]) -> None:
-        """Keep weights and take a fork, where either is due, in ``on_train_epoch_start``."""
-        epoch = self.trainer.current_epoch
-        self.family.end = position(self.trainer)
-        due = epoch in self.plan.epochs
-        if due or self._is_wanted(epoch):
-            self.family.keep(self.family.trunk, epoch, self.trainer.global_step, self.module)
-        if due:
-            self._fork(epoch, saving)
-        self.family.save()
+    def _readers(self) -> list[Any]:
+        return [callback for callback in self.trainer.callbacks if hasattr(callback, "measure_family")]
 
-    def _fork(self, epoch: int, saving: Callable[[], Any]) -> None:
-        nodes = [child for child in self.family.children if child.k1 == epoch]
+    def _write_blueprint(self) -> None:
+        """Say what will be on disk; write what children that are trained elsewhere are built from."""
+        path = self.family.folder / BLUEPRINT
+        path.unlink(missing_ok=True)
         try:
-            self.family.forks[epoch] = take_fork(self.trainer, self.module, self._watch, self.family.folder, saving)
+            save_blueprint(self._blueprint, path)
+        except TypeError as error:
+            self.family.configuration["blueprint"] = str(error)
+            if self._when == "never":
+                rank_zero_warn(f"CheckpointBranching takes snapshots for other processes, but {error}")
+        size = snapshot_bytes(self.module, self.trainer.optimizers)
+        kept = weight_bytes(self.module)
+        line, fits = disk_use(self.family.folder, len(self._open), size, self._num_kept(), kept)
+        (rank_zero_info if fits else rank_zero_warn)(line if fits else f"{line} It will not fit.")
+
+    def _num_kept(self) -> int | None:
+        """Sets of weights that trunk and children will keep; None if nobody knows when the run ends."""
+        batches, last = self.trainer.num_training_batches, self.trainer.max_epochs
+        if last is None or last < 0:
+            if self.trainer.max_steps < 0 or batches == float("inf"):
+                return None
+            last = ceil(self.trainer.max_steps * self.trainer.accumulate_grad_batches / batches)
+        wanted = [epoch for epoch in range(last + 1) if self.family.wants(epoch) or epoch == last]
+        starts = [p.at if p.axis == "epoch" else int(p.at // batches) for p in self.plan.points]
+        return len(wanted) + self.plan.children * sum(epoch > start for start in starts for epoch in wanted)
+
+    # -- while it trains ---------------------------------------------------------------------------------------------
+
+    def begin_epoch(self) -> None:
+        """Keep weights and take forks, where either is due, in ``on_train_epoch_start``."""
+        epoch, step = self.trainer.current_epoch, self.trainer.global_step
+        self.family.end = position(self.trainer)
+        due = [p for p in self._open if (p.at == epoch if p.axis == "epoch" else p.at <= step)]
+        if self._open:
+            self._watch.begin_epoch()
+        if self.family.wants(epoch):
+            self.family.keep(self.family.trunk, epoch, step, self.module)
+        for point in due:
+            self._fork(point, mid_epoch=False)
+        self.family.save()
+
+    def _between_batches(self) -> None:
+        here = self.trainer.global_step
+        due = [p for p in self._open if p.axis == "step" and p.at <= here]
+        if due and self.family.trunk.status == "running":
+            with self.guarded("take a snapshot"):
+                self.family.end = position(self.trainer)
+                for point in due:
+                    self._fork(point, mid_epoch=True)
+                self.family.save()
+        if any(p.axis == "step" for p in self._open):
+            self._watch.before_fetch()
+
+    def _fork(self, point: Point, *, mid_epoch: bool) -> None:
+        self._open.remove(point)
+        nodes = [child for child in self.family.children if child.label == point.label]
+        fork = Fork(position(self.trainer), f"snapshots/{point.label}")
+        try:
+            take_fork(self.trainer, self._watch, fork, self.family.folder, self._saving, mid_epoch=mid_epoch)
         except Exception as error:  # a fork may fail, the training may not
             reason = f"no snapshot: {type(error).__name__}: {error}"
-            rank_zero_warn(f"CheckpointBranching cannot branch after {epoch} epochs, {reason}")
-            _mark(nodes, "missing", reason)
-        else:
-            for node in nodes:
-                node.status, node.reason, node.branch_step = "pending", None, self.trainer.global_step
+            rank_zero_warn(f"CheckpointBranching cannot branch after {point.at} {point.axis}s, {reason}")
+            self._mark(nodes, "missing", reason)
+            return
+        self.family.forks[point.label], self._young[point.label] = fork, 0
+        for node in nodes:
+            node.branch_step = fork.position.step
+        self._mark(nodes, "pending", None)
+        self._describe(fork)
+        if self._when == "immediately":
+            self.family.save()
+            self._children.run(nodes, None)
 
-    def _is_wanted(self, epoch: int) -> bool:
-        readers = [callback for callback in self.trainer.callbacks if hasattr(callback, "measure_family")]
-        return not readers or any(reader.schedule.is_due("epoch", epoch) for reader in readers)
+    def _describe(self, fork: Fork) -> None:
+        """Make the folder of a snapshot stand for itself."""
+        folder, blueprint = self.family.folder / fork.folder, self.family.folder / BLUEPRINT
+        if blueprint.is_file():
+            (folder / BLUEPRINT).unlink(missing_ok=True)
+            link_or_copy(blueprint, folder / BLUEPRINT)
+        self.family.save_fork(fork)
 
     def see_batch(self, batch: Any, batch_idx: int) -> None:
-        """Let the first batches of an epoch enter its digest."""
-        add_batch(self.family.trunk, self.trainer.current_epoch, batch, batch_idx)
+        """Let the first batches of an epoch, and after a fork, enter their digests."""
+        self._evidence.see_batch(self.trainer.current_epoch, batch, batch_idx)
+        for label, seen in list(self._young.items()):
+            fork = self.family.forks[label]
+            if tensors_in(batch):
+                fork.first_batches = chained(fork.first_batches or "", batch)
+            self._young[label] += 1
+            if seen + 1 == DIGESTED_BATCHES:
+                del self._young[label]
+                self.family.save_fork(fork)
+
+    def end_epoch(self) -> None:
+        """Digest what the epoch was, in ``on_train_epoch_end``."""
+        self._evidence.end_epoch(self.trainer)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
 
     def end_training(self) -> None:
         """Keep the last weights, in ``on_train_end``."""
@@ -157,14 +242,27 @@ class Trunk:
 
     def complete(self) -> None:
         """Note that the trunk has come to its end, in ``on_fit_end``."""
+        end = self.family.end
         self.family.trunk.status = "completed"
+        for point in self._open:
+            if point.at == end.epoch if point.axis == "epoch" else point.at <= end.step:
+                self._end_as_trunk([child for child in self.family.children if child.label == point.label])
+        self._report_missing(f"the trunk ended after {end.epoch} epochs, {end.step} steps")
         for child in self.family.children:
-            if child.k1 == self.family.end.epoch and child.k1 not in self.family.forks:
-                self.family.keep_trunks(child, child.k1)  # k1 = T: nothing is left to train
-                child.status, child.branch_step = "completed", self.family.end.step
-                child.end_step, child.exact_replay = child.branch_step, True if child.noise_seed is None else None
-        self._report_missing(f"the trunk ended after {self.family.end.epoch} epochs")
+            if child.status == "completed" and child.label in self.family.forks:
+                cut(child, self.family.forks[child.label], end)
+                judge(child, self.family.trunk, self.family.forks[child.label].first_batches)
+                self.family.save_child(child)
         self.family.save()
+
+    def _end_as_trunk(self, children: list[Node]) -> None:
+        """k1 = T: nothing is left to train."""
+        end = self.family.end
+        for child in children:
+            self.family.keep_trunks(child, end.epoch)
+            child.status, child.branch_step, child.end_step = "completed", end.step, end.step
+            child.exact_replay = True if child.is_replay else None
+            self.family.save_child(child)
 
     def break_off(self, error: BaseException) -> None:
         """Note why the trunk did not come to its end."""
@@ -176,8 +274,10 @@ class Trunk:
             self.family.save()
 
     def close(self) -> None:
-        """Take our hands off the trunk's loop."""
+        """Take our hands off the trunk's loop and loaders."""
         self._watch.close()
+        self._evidence.close()
+        self._claim.close()
 
     def _take_time(self) -> None:
         if self._began is not None:
@@ -189,54 +289,61 @@ class Trunk:
             self.seconds_per_batch = max(0.0, seconds - measuring) / max(1, self.family.end.batches - batches)
 
     def _report_missing(self, reason: str) -> None:
-        now = self.family.end.epoch
-        over = self.family.trunk.status == "completed"
-        lost = [c for c in self.family.children if c.status == "pending" and c.k1 not in self.family.forks]
-        lost = [c for c in lost if over or (c.k1 or 0) < now]
-        if lost:
-            epochs = ", ".join(str(k1) for k1 in sorted({c.k1 for c in lost if c.k1 is not None}))
-            rank_zero_warn(f"CheckpointBranching has no snapshot after epochs {epochs}: {reason}.")
-            _mark(lost, "missing", reason)
+        here, over = self.family.end, self.family.trunk.status == "completed"
+        lost = [c for c in self.family.children if c.status == "pending" and c.label not in self.family.forks]
+        lost = [c for c in lost if over or Point(c.axis, c.at).is_behind(here.epoch, here.step)]
+        for axis in ("epoch", "step"):
+            points = ", ".join(str(k1) for k1 in sorted({c.at for c in lost if c.axis == axis}))
+            if points:
+                rank_zero_warn(f"CheckpointBranching has no snapshot after {axis}s {points}: {reason}.")
+        self._mark(lost, "missing", reason)
+
+    def _mark(self, nodes: list[Node], status: Status, reason: str | None) -> None:
+        for node in nodes:
+            node.status, node.reason = status, reason
+            self.family.save_child(node)
 
     def run_children(self) -> None:
         """Train the children that are not where the trunk is, then let every reader measure the family."""
-        if not self._children.unfinished() and self._measured:
+        self.family.refresh()
+        unfinished = self._children.unfinished(self.family.end)
+        if not unfinished and self._measured:
             return
-        self._children.run(self.seconds_per_batch)
+        self._children.run(unfinished, self.family.end, self.seconds_per_batch)
+        self.family.refresh()
+        self.family.save()
         with preserved_rng():
-            for callback in self.trainer.callbacks:
-                if hasattr(callback, "measure_family"):
-                    callback.measure_family(self.family, self.trainer, self.module)
+            for callback in self._readers():
+                callback.measure_family(self.family, self.trainer, self.module)
         self._measured = True
 
 
 def _reachable(plan: Plan, trainer: Any) -> Plan:
     """The plan, less what a ``fast_dev_run`` cannot reach."""
-    last = trainer.max_epochs
     if trainer.fast_dev_run:
-        return replace(plan, epochs=(0,))
-    late = [epoch for epoch in plan.epochs if 0 <= last < epoch]
-    if late:
-        raise ValueError(
-            f"Expected branch points of at most max_epochs={last} epochs, got {late} in epochs={list(plan.epochs)}. "
-            "Leave them out, or train for longer."
-        )
+        return replace(plan, epochs=(0,), steps=())
+    for name, last in (("epochs", trainer.max_epochs), ("steps", trainer.max_steps)):
+        points = getattr(plan, name)
+        late = [at for at in points if 0 <= last < at]
+        if late:
+            raise ValueError(
+                f"Expected branch points of at most max_{name}={last} {name}, got {late} in {name}={list(points)}. "
+                "Leave them out, or train for longer."
+            )
     return plan
+
+
+def _refuse_persistent_workers(trainer: Any) -> None:
+    from lmc_lightning.branching.internals import loaders
+
+    if any(getattr(loader, "persistent_workers", False) for loader in loaders(trainer.fit_loop)):
+        raise ValueError(
+            "when='immediately' trains children beside the trunk, whose persistent workers they would take over. Use "
+            "when='end', or loaders without persistent_workers."
+        )
 
 
 def _local(folder: str) -> Path:
     if "://" in folder:
         raise ValueError(f"CheckpointBranching keeps weights in a local folder, got {folder}. Give the logger one.")
     return Path(folder)
-
-
-def _mark(nodes: list[Node], status: Any, reason: str) -> None:
-    for node in nodes:
-        node.status, node.reason = status, reason
-
-
-def set_aside(folder: Path) -> None:
-    """Rename what an earlier run has left in ``folder`` to the first free ``<name>_old_<n>``."""
-    if folder.is_dir() and any(folder.iterdir()):
-        number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}_old_{n}").exists())
-        folder.rename(folder.with_name(f"{folder.name}_old_{number}"))

@@ -1,74 +1,80 @@
-"""Exact forks of a run at chosen epochs, trained on under other noise."""
+"""Exact forks of a run at chosen epochs or steps, trained on under other noise."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from lightning.pytorch import Callback
 
 from lmc_lightning.branching.internals import let_teardown_restore_signals
 from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.plan import Noise, Plan, When
 from lmc_lightning.branching.snapshot import rewind_to_epoch_start
 from lmc_lightning.branching.spawn import MakeTrainer
-from lmc_lightning.branching.trunk import Plan, Trunk
+from lmc_lightning.branching.trunk import Trunk
 
 
 class CheckpointBranching(Callback):
-    """Children that leave the run after k₁ epochs and train to its end under fresh noise: instability analysis.
+    """Children that leave the run after k₁ epochs or steps and train to its end under fresh noise.
 
     While the run (the trunk) trains, an exact snapshot is taken at each branch point: parameters, buffers, optimizers,
-    schedulers, loop position, scaler, callback states, every random state. When it has ended, in ``on_fit_end``, the
-    children are trained one after another with copies of its own module, datamodule and callbacks, by Trainers with its
-    arguments. They end at the trunk's last step, also where that stopped early: early stopping is not passed on, nor
-    are checkpointing, progress bars, timers, tuners and callbacks of this package. Their curves go to
-    ``<log_dir>/branches/k1_000_child_0``; weights of trunk and children to the :class:`Family` in
-    ``<log_dir>/lmc/family``, kept at the epochs that the ``schedule`` of any callback with a ``measure_family`` asks
-    for (at every epoch without one), and at branch points and the end. Then ``measure_family(family, trainer,
-    pl_module)`` of those callbacks is called. The training of the trunk is the same, bit for bit, with and without.
+    schedulers, loop position, scaler, callback states, every random state. The children are trained with copies of its
+    own module, datamodule and callbacks, by Trainers with its arguments. They end at the trunk's last step, also where
+    that stopped early: early stopping is not passed on, nor are checkpointing, progress bars, timers, tuners and
+    callbacks of this package. Their curves go to ``<log_dir>/branches/k1_000_child_0`` (``k1_step_000500_child_0``);
+    weights of trunk and children to the :class:`Family` in ``<log_dir>/lmc/family``, kept at the epochs that the
+    ``schedule`` of any callback with a ``measure_family`` asks for (at every epoch without one), and at branch points
+    and the end. Then ``measure_family(family, trainer, pl_module)`` of those callbacks is called. The training of the
+    trunk is the same, bit for bit, with and without.
 
     A child that fails, also one whose fresh noise turns out to be the trunk's, is recorded with its reason and the
     others go on. A trunk that is interrupted or fails starts no children; :meth:`run_children` trains them to where it
-    had come, and continues after an interruption among them. ``fast_dev_run`` runs one child from the start and leaves
-    no files.
+    had come, and continues after an interruption among them, and ``python -m lmc_lightning.branching`` does so in
+    another process. ``fast_dev_run`` runs one child from the start and leaves no files.
 
     Cost: T + Σ(T − k₁) epochs, a checkpoint per branch point, a ``state_dict`` per run and kept epoch on disk, and
-    copies of the module in memory. Source: Frankle et al., arXiv:1912.05671, algorithm 1.
+    copies of the module in memory; a fork at a step fetches again the batches before it in its epoch. Source: Frankle
+    et al., arXiv:1912.05671, algorithm 1.
 
     Args:
         epochs: branch points k₁ in completed epochs; 0 is the start. ``max_epochs`` itself gives a child that is the
-            trunk's end.
+            trunk's end. None: 0, 1, 2 and 5, or no epochs if ``steps`` are given.
+        steps: branch points k₁ in optimizer steps. Several optimizers each count: the fork is where k₁ is reached.
         children: how many from each.
         noise: ``"fresh"``: order, augmentation and dropout from the branch point on follow from a seed derived from
-            ``seed``, k₁ and the child's number; ``"same"``: the trunk's own, so that the child repeats it bit for bit.
+            ``seed``, k₁ and the child's number; ``"same"``: the trunk's own, so that the child repeats it bit for bit;
+            or one of them for each of ``{"order": …, "augmentation": …, "dropout": …}``, where they are drawn apart.
         seed: of all fresh noise.
+        when: children are trained at the ``"end"`` of the run; ``"immediately"``, as soon as there is a snapshot; or
+            ``"never"`` by the run itself: by :meth:`run_children`, or elsewhere from the snapshots' folders.
         make_trainer: ``make_trainer(**overrides) -> Trainer``, needed where the trunk's Trainer was given what cannot
             be read back: plugins, a strategy or accelerator of your own, a subclass.
 
     Raises:
-        ValueError: impossible arguments; in ``setup`` a branch point past ``max_epochs``, several devices, or a Trainer
-            that cannot be read back without ``make_trainer``.
+        ValueError: impossible arguments; before the first step a branch point past the end, several devices, a Trainer
+            that cannot be read back without ``make_trainer``, or noise that cannot be had apart.
         TypeError: in ``setup``, if the datamodule or a callback cannot be copied.
     """
 
     def __init__(
         self,
         *,
-        epochs: Sequence[int] = (0, 1, 2, 5),
+        epochs: Sequence[int] | None = None,
+        steps: Sequence[int] = (),
         children: int = 1,
-        noise: Literal["fresh", "same"] = "fresh",
+        noise: Noise = "fresh",
         seed: int = 0,
+        when: When = "end",
         make_trainer: MakeTrainer | None = None,
     ) -> None:
         super().__init__()
-        wrong = [e for e in epochs if isinstance(e, bool) or not isinstance(e, int) or e < 0]
-        if wrong or not epochs:
-            raise ValueError(f"Expected epochs to list integers of at least 0, got {epochs!r}.")
-        if isinstance(children, bool) or not isinstance(children, int) or children < 1:
-            raise ValueError(f"Expected children to be an integer of at least 1, got {children!r}.")
-        if noise not in ("fresh", "same"):
-            raise ValueError(f"Expected noise to be 'fresh' or 'same', got {noise!r}.")
-        self.plan = Plan(tuple(sorted(set(epochs))), children, noise, seed)
+        if epochs is None:
+            epochs = () if steps else (0, 1, 2, 5)
+        self.plan = Plan.of(epochs, steps, children, noise, seed)
+        if when not in get_args(When):
+            raise ValueError(f"Expected when to be 'end', 'immediately' or 'never', got {when!r}.")
+        self.when: When = when
         self.make_trainer = make_trainer
         self._trunk: Trunk | None = None
         self._saving = False
@@ -95,7 +101,7 @@ class CheckpointBranching(Callback):
     @property
     def state_key(self) -> str:
         """One per configuration."""
-        return self._generate_state_key(**vars(self.plan))
+        return self._generate_state_key(**self.plan.record())
 
     def state_dict(self) -> dict[str, Any]:
         """Where the family is, for a run resumed from this checkpoint."""
@@ -109,7 +115,7 @@ class CheckpointBranching(Callback):
         """Copy what children are built from, before anything is trained."""
         if stage == "fit":
             place = [c for c in trainer.callbacks if isinstance(c, CheckpointBranching)].index(self)
-            self._trunk = Trunk(trainer, pl_module, self, place)
+            self._trunk = Trunk(trainer, pl_module, self, place, self._own_save)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the family."""
@@ -121,13 +127,19 @@ class CheckpointBranching(Callback):
         """Keep weights and take a snapshot, where either is due."""
         trunk = self._fitted()
         with trunk.guarded("keep weights"):
-            trunk.begin_epoch(self._own_save)
+            trunk.begin_epoch()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Digest the first batches of each epoch."""
         trunk = self._fitted()
         with trunk.guarded("digest a batch"):
             trunk.see_batch(batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Digest the order of the epoch."""
+        trunk = self._fitted()
+        with trunk.guarded("digest an epoch"):
+            trunk.end_epoch()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Keep the last weights."""
@@ -142,7 +154,8 @@ class CheckpointBranching(Callback):
         if trunk.family.trunk.status == "running":  # and not a fit without a single batch
             trunk.complete()
             try:
-                trunk.run_children()
+                if self.when != "never":
+                    trunk.run_children()
             except KeyboardInterrupt:
                 let_teardown_restore_signals(trainer)
                 raise
@@ -176,5 +189,8 @@ class CheckpointBranching(Callback):
         return {**self.__dict__, "_trunk": None}
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self.plan).items())
+        given = {**vars(self.plan), "when": self.when}
+        usual = {"steps": (), "intervention": None, "when": "end"}
+        told = {name: value for name, value in given.items() if name not in usual or usual[name] != value}
+        arguments = ", ".join(f"{name}={value!r}" for name, value in told.items())
         return f"CheckpointBranching({arguments})" + (f"\n{self.family!r}" if self._trunk else "")

@@ -1,5 +1,6 @@
 """The LightningDataModule that all image sets share."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -194,6 +195,12 @@ class VisionDataModule(LightningDataModule, ABC):
             rows = rows[torch.randperm(len(rows), generator=derived_generator(seed, "probe", split))[:num_examples]]
         chunks = (source[chunk] for chunk in rows.split(PROBE_BATCH_SIZE))
         return [(self.transform(images.cpu()), labels.cpu()) for images, labels in chunks]
+
+    def without_data(self) -> "VisionDataModule":
+        """A copy that reads its set again when it is next used."""
+        light = copy.copy(self)
+        light._sets = {}
+        return light
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "trainer": None}

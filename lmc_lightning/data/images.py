@@ -1,5 +1,6 @@
 """Labelled images held as uint8, and their way into a float batch: augment, resize, normalise."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -211,6 +212,11 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
             offsets, flips = self._draws(self.augmentation, self.order)
             images = self.augmentation(images, offsets[chosen], flips[chosen])
         return self.transform(images), labels
+
+    def augmentation_digest(self) -> str:
+        """The sha256 of the draws of all examples in the present epoch, none without augmentation."""
+        draws = self._draws(self.augmentation, self.order) if self.augmentation and self.order else ()
+        return hashlib.sha256(b"".join(draw.numpy().tobytes() for draw in draws)).hexdigest()
 
     def _draws(self, augmentation: Augmentation, order: EpochOrder) -> tuple[Tensor, Tensor]:
         seeds, epoch = order.current

@@ -52,13 +52,19 @@ def test_class_names_that_are_told_apart(namespace: str) -> None:
     assert strategies.SingleDeviceStrategy.__module__.startswith(namespace)
 
 
-def test_setup_data_is_wrapped_and_unwrapped() -> None:
+def test_loops_are_wrapped_and_unwrapped() -> None:
     pl = pytest.importorskip("lightning.pytorch")
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    original, calls = trainer.fit_loop.setup_data, []
-    internals.wrap_setup_data(trainer, lambda setup_data: calls.append(setup_data))
-    trainer.fit_loop.setup_data()
-    assert calls == [original]
-    internals.unwrap_setup_data(trainer)
-    internals.unwrap_setup_data(trainer)
-    assert trainer.fit_loop.setup_data == original
+    loop, calls = trainer.fit_loop, []
+    originals = loop.setup_data, loop._load_combined_loader_states, loop.epoch_loop.advance
+    internals.wrap_setup_data(trainer, lambda setup_data: calls.append(setup_data), lambda: calls.append("ready"))
+    internals.wrap_advance(trainer, lambda: calls.append("between") or 1 / 0)
+    loop.setup_data()
+    loop._load_combined_loader_states()
+    with pytest.raises(ZeroDivisionError):
+        loop.epoch_loop.advance(None)
+    assert calls == [originals[0], "ready", "between"]
+    for _ in range(2):
+        internals.unwrap_setup_data(trainer)
+        internals.unwrap_advance(trainer)
+    assert (loop.setup_data, loop._load_combined_loader_states, loop.epoch_loop.advance) == originals

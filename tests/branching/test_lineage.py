@@ -20,7 +20,7 @@ def family(folder: Path | None) -> Family:
     child = Node("k1_002_child_0", k1=2, child=0, branch_step=20, noise_seed=2**63 - 1)
     family.children = [child]
     family.end = Position(epoch=4, step=40, batches=80)
-    family.forks = {2: Fork(Position(2, 20, 40), "snapshots/epoch_0002.ckpt", "snapshots/epoch_0002.noise.pt")}
+    family.forks = {"k1_002": Fork(Position(2, 20, 40), "snapshots/k1_002", {"checkpoint.ckpt": "ab"}, "cd")}
     family.configuration = {"epochs": [2], "seed": 3}
     for epoch in (0, 2, 4):
         family.keep(family.trunk, epoch, 10 * epoch, module(epoch))
@@ -91,8 +91,8 @@ def test_what_is_no_family_raises(tmp_path: Path) -> None:
         Family.load(tmp_path)
     Family(tmp_path).save()
     path = tmp_path / "lineage.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 9'))
-    with pytest.raises(ValueError, match="has version 9, this package reads 1"):
+    path.write_text(path.read_text().replace('"version": 2', '"version": 9'))
+    with pytest.raises(ValueError, match="has version 9, this package reads 2"):
         Family.load(tmp_path)
 
 

@@ -32,7 +32,7 @@ def test_plain_resume_from_a_snapshot_runs_every_batch(tmp_path: Path, kind: typ
     data = loader(), loader(shuffle=False)
     fit(net(kind), data, branching, default_root_dir=tmp_path, **limits)
     counter = Counter()
-    path = branching.family.folder / branching.family.forks[2].checkpoint
+    path = branching.family.folder / branching.family.forks["k1_002"].checkpoint
     trainer = fit(net(kind), data, counter, ckpt_path=path, default_root_dir=tmp_path, **limits)
     assert counter.batches == {2: 2 if limits else 5}
     assert trainer.global_step == branching.family.end.step

@@ -1,0 +1,104 @@
+"""Children trained in another process than the trunk's: the rest of a family, or one from a snapshot."""
+
+import json
+from pathlib import Path
+
+from lmc_lightning.branching.children import Children
+from lmc_lightning.branching.claims import is_claimed
+from lmc_lightning.branching.lineage import Family, Fork, Position
+from lmc_lightning.branching.plan import Noise, Point, child_of, noise_of
+from lmc_lightning.branching.portable import BLUEPRINT, load_blueprint
+
+
+def finish_family(folder: Path) -> Family:
+    """Train the children of a family that are not finished and that no other process is training.
+
+    They end where the trunk has ended or was interrupted; while it is still being trained, where their Trainers end.
+    Barriers are not measured here: `measure_family` needs the trunk's callbacks.
+
+    Raises:
+        FileNotFoundError: there is no family, or its trunk could not be pickled.
+        DamagedFileError: a file is not what was written; the message names it.
+    """
+    family = Family.load(folder)
+    end = _end_of(family)
+    branches = folder / family.configuration["branches"]
+    children = Children(family, load_blueprint(folder / BLUEPRINT), branches, roots={})
+    children.run(children.unfinished(end), end)
+    _merge(family, trunk_lives=end is None)
+    return family
+
+
+def train_from_snapshot(
+    folder: Path, noise: Noise = "fresh", noise_seed: int = 0, output: Path | None = None
+) -> tuple[Family, str]:
+    """Train one child from a snapshot, unless it is finished or another process trains it.
+
+    Args:
+        folder: of the snapshot: one of a family's ``snapshots``, or a copy of it anywhere.
+        noise: which of the trunk's noise it has.
+        noise_seed: what its own noise follows from.
+        output: the family that it belongs to; None: the snapshot's own, or ``children`` in a copied snapshot.
+
+    Returns:
+        The family, and the name of the child.
+
+    Raises:
+        FileNotFoundError: the folder is no snapshot, or the trunk could not be pickled.
+        DamagedFileError: a file is not what was written; the message names it.
+    """
+    about = _about(folder)
+    fork = Fork.from_dict(about["fork"])
+    home = folder.parent.parent
+    if output is None and (home / "lineage.json").is_file():
+        family = Family.load(home)
+    else:
+        family = _family_of_one(folder, output or folder / "children", fork, about)
+    suffix = f"child_seed{noise_seed}" if "fresh" in noise_of(noise).values() else "child_same"
+    axis, at = ("step", about["label"][8:]) if about["label"].startswith("k1_step_") else ("epoch", about["label"][3:])
+    node = child_of(Point(axis, int(at)), suffix, noise, noise_seed)  # type: ignore[arg-type]
+    known = {child.name: child for child in family.children}
+    node = known.setdefault(node.name, node)
+    if node not in family.children:
+        family.children.append(node)
+    end = _end_of(family)
+    branches = family.folder / family.configuration["branches"]
+    children = Children(family, load_blueprint(folder / BLUEPRINT), branches, roots={})
+    children.run([node] if node.status != "completed" else [], end)
+    _merge(family, trunk_lives=end is None and family.trunk.status == "running")
+    return family, node.name
+
+
+def _about(folder: Path) -> dict:  # type: ignore[type-arg]
+    path = folder / "snapshot.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected the folder of a family (with lineage.json) or of a snapshot (with snapshot.json), got {folder}."
+        )
+    about: dict = json.loads(path.read_text())  # type: ignore[type-arg]
+    return about
+
+
+def _family_of_one(folder: Path, output: Path, fork: Fork, about: dict) -> Family:  # type: ignore[type-arg]
+    if (output / "lineage.json").is_file():
+        family = Family.load(output)
+    else:
+        family = Family(output)
+        family.trunk.status, family.trunk.reason = "missing", f"trained elsewhere; its snapshot is {folder.resolve()}"
+        family.configuration = {**about["configuration"], "branches": "branches"}
+    fork.folder = str(folder.resolve())
+    family.forks[about["label"]] = fork
+    family.save()
+    return family
+
+
+def _end_of(family: Family) -> Position | None:
+    lives = family.trunk.status == "running" and is_claimed(family.folder, "trunk")
+    return None if lives or family.trunk.status == "missing" else family.end
+
+
+def _merge(family: Family, *, trunk_lives: bool) -> None:
+    """Put together what the processes have written; only the trunk's does so while it lives."""
+    family.refresh()
+    if not trunk_lives:
+        family.save()

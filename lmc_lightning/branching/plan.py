@@ -1,0 +1,138 @@
+"""What is planned: where children leave the trunk, and which of the trunk's noise each has for its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+from lmc_lightning.branching.nodes import Axis, Choice, Node, Stream, label_of_point
+from lmc_lightning.core.random_vectors import derive_seed
+
+STREAMS: tuple[Stream, ...] = get_args(Stream)
+When: TypeAlias = Literal["end", "immediately", "never"]
+Noise: TypeAlias = Choice | Mapping[Stream, Choice]
+"""``"fresh"`` or ``"same"``, for all streams or for each."""
+
+
+class Intervention(Protocol):
+    """What is done to a child at the moment of its fork, other than giving it noise of its own."""
+
+    def record(self) -> dict[str, Any]:
+        """Plain values that say what is done; kept in the child's node."""
+
+    def apply(self, trainer: Any, pl_module: Any) -> None:
+        """Do it: everything of the fork is restored, and the next batch is not yet fetched."""
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """A branch point: after ``at`` completed epochs or optimizer steps."""
+
+    axis: Axis
+    at: int
+
+    @property
+    def label(self) -> str:
+        """``k1_005`` or ``k1_step_000500``."""
+        return label_of_point(self.axis, self.at)
+
+    def is_behind(self, epoch: int, step: int) -> bool:
+        """Whether a run at this epoch and step has come by."""
+        return self.at < (epoch if self.axis == "epoch" else step)
+
+
+def noise_of(noise: Noise) -> dict[Stream, Choice]:
+    """The choice for each stream.
+
+    Raises:
+        ValueError: another word, another stream, or a stream is missing.
+    """
+    if isinstance(noise, str):
+        if noise not in get_args(Choice):
+            raise ValueError(f"Expected noise to be 'fresh' or 'same', got {noise!r}.")
+        return dict.fromkeys(STREAMS, noise)
+    if set(noise) != set(STREAMS) or not set(noise.values()) <= set(get_args(Choice)):
+        raise ValueError(
+            f"Expected noise to say 'fresh' or 'same' for each of {', '.join(STREAMS)}, got {dict(noise)!r}."
+        )
+    return {stream: noise[stream] for stream in STREAMS}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which children there shall be: ``children`` from each branch point, under which noise."""
+
+    epochs: tuple[int, ...]
+    steps: tuple[int, ...]
+    children: int
+    noise: Noise
+    seed: int
+    intervention: Intervention | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, epochs: Sequence[int], steps: Sequence[int], children: int, noise: Noise, seed: int) -> "Plan":
+        """A plan of checked arguments.
+
+        Raises:
+            ValueError: a branch point that is no integer of at least 0, none at all, no children, or impossible noise.
+        """
+        for name, points in (("epochs", epochs), ("steps", steps)):
+            wrong = [p for p in points if isinstance(p, bool) or not isinstance(p, int) or p < 0]
+            if wrong or not (epochs or steps):
+                raise ValueError(f"Expected {name} to list integers of at least 0, got {points!r}.")
+        if isinstance(children, bool) or not isinstance(children, int) or children < 1:
+            raise ValueError(f"Expected children to be an integer of at least 1, got {children!r}.")
+        noise_of(noise)
+        return cls(tuple(sorted(set(epochs))), tuple(sorted(set(steps))), children, noise, seed)
+
+    @property
+    def points(self) -> list[Point]:
+        """The branch points, epochs before steps."""
+        return [Point("epoch", at) for at in self.epochs] + [Point("step", at) for at in self.steps]
+
+    def nodes(self) -> list[Node]:
+        """The children, none of them started."""
+        return [
+            child_of(point, f"child_{j}", self.noise, self._seed(point, j), child=j, intervention=self.intervention)
+            for point in self.points
+            for j in range(self.children)
+        ]
+
+    def _seed(self, point: Point, child: int) -> int:
+        return derive_seed(self.seed, "branch", point.axis, point.at, "child", child)
+
+    def record(self) -> dict[str, Any]:
+        """The arguments as plain values."""
+        noise = self.noise if isinstance(self.noise, str) else dict(self.noise)
+        intervention = None if self.intervention is None else self.intervention.record()
+        return {
+            "epochs": list(self.epochs),
+            "steps": list(self.steps),
+            "children": self.children,
+            "noise": noise,
+            "seed": self.seed,
+            "intervention": intervention,
+        }
+
+
+def child_of(
+    point: Point,
+    suffix: str,
+    noise: Noise,
+    noise_seed: int,
+    *,
+    child: int | None = None,
+    intervention: Intervention | None = None,
+) -> Node:
+    """A child that has not started; the seeds of its own streams follow from ``noise_seed`` and their names."""
+    choices = noise_of(noise)
+    fresh = [stream for stream in STREAMS if choices[stream] == "fresh"]
+    return Node(
+        f"{point.label}_{suffix}",
+        k1=point.at if point.axis == "epoch" else None,
+        k1_step=point.at if point.axis == "step" else None,
+        child=child,
+        noise=choices,
+        noise_seed=noise_seed if fresh else None,
+        seeds={stream: derive_seed(noise_seed, stream) for stream in fresh} if 0 < len(fresh) < len(STREAMS) else {},
+        intervention=None if intervention is None else intervention.record(),
+    )

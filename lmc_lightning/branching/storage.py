@@ -1,0 +1,110 @@
+"""Files of a family: whether they are what was written, and how much there will be."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lmc_lightning.core.structure import tensors_in
+
+
+class DamagedFileError(OSError):
+    """A file of a family is not what was written."""
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def verify(folder: Path, digests: Mapping[str, str]) -> None:
+    """See to it that the files of a snapshot are what was written.
+
+    Raises:
+        DamagedFileError: one is missing or differs; the message names it.
+    """
+    for name, expected in digests.items():
+        path = folder / name
+        found = sha256_of(path) if path.is_file() else "no file"
+        if found != expected:
+            raise DamagedFileError(
+                f"{path} is damaged: expected sha256 {expected[:12]}…, got {found[:12]}. Copy it again from where it "
+                "was made, or take the snapshot again."
+            )
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """A second name for a file that is never written again; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Size of the parameters and buffers [bytes]."""
+    return sum(value.nbytes for value in module.state_dict().values() if isinstance(value, Tensor))
+
+
+def snapshot_bytes(module: nn.Module, optimizers: list[Any]) -> int:
+    """Size of a snapshot to come [bytes]: weights, and as many tensors beside them as each optimizer will keep.
+
+    Before the first step an optimizer keeps nothing: then two per parameter are expected where it has ``betas``, one
+    where it has momentum.
+    """
+    total = weight_bytes(module)
+    for optimizer in optimizers:
+        kept = sum(tensor.nbytes for tensor in tensors_in(dict(optimizer.state)))
+        if not kept:
+            kept = sum(
+                (2 if "betas" in group else 1 if group.get("momentum") else 0) * sum(p.nbytes for p in group["params"])
+                for group in optimizer.param_groups
+            )
+        total += kept
+    return total
+
+
+def in_words(num_bytes: float) -> str:
+    """A size with its unit."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def free_bytes(folder: Path) -> int:
+    """What is free where ``folder`` is or will be [bytes]."""
+    existing = next(f for f in (folder, *folder.parents) if f.is_dir())
+    return shutil.disk_usage(existing).free
+
+
+def disk_use(folder: Path, num_snapshots: int, snapshot: int, num_kept: int | None, kept: int) -> tuple[str, bool]:
+    """One line that says how much a family will write, and whether there is room for it.
+
+    Args:
+        folder: of the family.
+        num_snapshots: to come.
+        snapshot: size of each [bytes].
+        num_kept: sets of weights to come; None: not known.
+        kept: size of each [bytes].
+    """
+    free = free_bytes(folder)
+    line = f"CheckpointBranching: {num_snapshots} snapshots of {in_words(snapshot)}, "
+    if num_kept is None:
+        return f"{line}and {in_words(kept)} per run and kept epoch; {in_words(free)} are free in {folder}.", True
+    total = num_snapshots * snapshot + num_kept * kept
+    line += f"{num_kept} sets of weights of {in_words(kept)}: about {in_words(total)} in all, {in_words(free)} are free"
+    return f"{line} in {folder}.", total <= free
