@@ -105,7 +105,7 @@ def dense(scale: float = 1.0) -> Tensor:
         named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
         return scale * F.cross_entropy(functional_call(module, named, (data()[0].double(),)), data()[1])
 
-    return hessian(loss)(theta)  # type: ignore[no-any-return]
+    return hessian(loss, theta)
 
 
 def top(count: int = 1, scale: float = 1.0) -> list[float]:

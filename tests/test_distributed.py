@@ -241,8 +241,15 @@ def test_exposed_numbers_stop_both_processes(tmp_path: Path) -> None:
 
 def test_a_resumed_run_measures_on_the_examples_of_both_processes(tmp_path: Path) -> None:
     for process in pair(distributed.resumed, folder=tmp_path):
-        assert process["whole"] == process["pieces"]
         assert {r["step"] for r in process["whole"]} == {0, 10, 20}
+        after = [[r for r in process[run] if (r["kind"], r["step"]) == ("hessian", 20)] for run in ("whole", "pieces")]
+        rest = [[r for r in process[run] if (r["kind"], r["step"]) != ("hessian", 20)] for run in ("whole", "pieces")]
+        assert rest[0] == rest[1]
+        # Lanczos starts cold again, so that the numbers agree to its tolerance only, and there is no overlap.
+        tops = [next(r for r in rows if r["name"] == "hessian/lambda_max") for rows in after]
+        assert tops[0]["evidence"]["probe_digest"] == tops[1]["evidence"]["probe_digest"]
+        assert tops[0]["evidence"]["probe_loss"] == tops[1]["evidence"]["probe_loss"]
+        assert tops[0]["value"] == pytest.approx(tops[1]["value"], rel=1e-3)
 
 
 @pytest.mark.parametrize("start_method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
@@ -290,7 +297,7 @@ def test_two_processes_that_are_both_terminated_while_they_compute_end_together(
 
 MAKE: dict[str, Callable[[], pl.Callback]] = {
     "CheckpointBranching": lambda: CheckpointBranching(epochs=[0]),
-    "EdgeOfStability": lambda: EdgeOfStability(num_examples=20, max_products=4),
+    "EdgeOfStability": lambda: EdgeOfStability(num_examples=20, max_products=64),
     "HessianSpectrum": lambda: HessianSpectrum(num_examples=20, num_probes=2, num_steps=2),
     "InterpolationBarrier": lambda: InterpolationBarrier(reference="initial", num_points=3, num_examples=20),
     "Sharpness": lambda: Sharpness(num_examples=20),

@@ -47,7 +47,7 @@ def run(name: str, *arguments: str, folder: Path) -> "subprocess.CompletedProces
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"quickstart", "attach", "two_networks"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"quickstart", "attach", "two_networks", "branching_study"}
     assert all(len(path.read_text().splitlines()) < 120 for path in EXAMPLES.glob("*.py"))
 
 
@@ -85,6 +85,20 @@ def test_the_other_examples_run(
 
 
 @pytest.mark.usefixtures("seeded")
+def test_the_branching_study_compares_each_child_with_its_trunk_after_every_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--small", "--dataset", "digits", "--num-examples", "64", "--log-dir", str(tmp_path / "logs")]
+    monkeypatch.setattr(sys, "argv", ["branching_study.py", "lenet5_mnist", *options, "--replicates", "1"])
+    assert load("branching_study").main() == 0
+    shown = capsys.readouterr().out
+    pairs = [line.split()[:3] for line in shown[shown.index("Barriers") :].splitlines()[2:] if line]
+    assert [p for p in pairs if p[0].isdigit()] == [
+        [str(k1), "0", str(later)] for k1 in (0, 1, 2) for later in range(k1, 5)
+    ]
+
+
+@pytest.mark.usefixtures("seeded")
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
 def test_a_missing_data_set_is_an_error_that_says_where_it_was_looked_for_and_how_to_fetch_it(
     dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -116,7 +130,7 @@ def test_failed_visits_are_told_and_make_the_demo_fail(
     few = {"limit_train_batches": 2, "limit_val_batches": 1, "enable_progress_bar": False, "accelerator": "cpu"}
     monkeypatch.setattr(pl, "Trainer", partial(pl.Trainer, **few))
     monkeypatch.setattr(demo.HessianSpectrum, "measure", fail)
-    monkeypatch.setattr(demo.InterpolationBarrier, "_measure_pair", fail)
+    monkeypatch.setattr(demo.InterpolationBarrier, "_result", fail)
     monkeypatch.setattr(sys, "argv", ["quickstart.py", "--small"])
     assert demo.main() == 1
     shown = capsys.readouterr().out

@@ -134,9 +134,9 @@ def fingerprint(trainer: Any, module: Any) -> str:
 
 
 def plain(ours: list[MeasurementCallback]) -> list[dict[str, Any]]:
-    """All records, without what depends on the machine or on where a fit began."""
+    """All records, without what depends on the machine, on a process's own share or on where a fit began."""
     table = [vars(record) for callback in ours for record in callback.results]
-    own = ("seconds", "peak_bytes", "self_check")
+    own = ("seconds", "peak_bytes", "num_chunks", "num_cached", "memory_budget", "self_check")
     return [{**row, "evidence": {k: v for k, v in row["evidence"].items() if k not in own}} for row in table]
 
 
