@@ -10,8 +10,9 @@ import torch
 
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.core.glassbox import rng_state
-from tests.branching.runs import fit, net, sha
-from tests.callbacks.test_checkpoint_branching import RUNS
+from tests.branching import runs
+from tests.branching.runs import fit, loader, net, sha
+from tests.callbacks.test_checkpoint_branching import RUNS, plain, stop_early
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -37,7 +38,8 @@ class Steps(pl.Callback):
     runs: ClassVar[list[dict[Any, tuple[Any, ...]]]] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.runs.append({})
+        self.mine: dict[Any, tuple[Any, ...]] = {}
+        self.runs.append(self.mine)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._take(trainer, pl_module, trainer.fit_loop.total_batch_idx, sha(batch), batch_idx)
@@ -46,7 +48,7 @@ class Steps(pl.Callback):
         self._take(trainer, pl_module, "end")
 
     def _take(self, trainer: Any, pl_module: Any, moment: Any, *more: Any) -> None:
-        self.runs[-1][moment] = (
+        self.mine[moment] = (
             trainer.global_step,
             sha(pl_module.state_dict()),
             sha([optimizer.state_dict() for optimizer in trainer.optimizers]),
@@ -83,3 +85,123 @@ def test_child_is_the_trunk_at_every_later_step_and_the_trunk_does_not_notice(na
     assert Steps.runs[0] == alone
     assert sha(rng_state()) == after
     assert_equals_trunk(branching)
+
+
+def test_two_workers() -> None:
+    branching = same(2, 4)
+    fit(net(), (loader(runs.Augmented(), num_workers=2, batch_size=14), None), branching, Steps(), max_epochs=2)
+    assert_equals_trunk(branching)
+
+
+class Stateful(torch.utils.data.DataLoader[Any]):
+    """Visits the examples in an order that moves on with every epoch, and says where it is."""
+
+    passes = 0
+
+    def __iter__(self) -> Any:
+        self.passes += 1
+        return iter([[t.roll(self.passes, 0) for t in batch] for batch in super().__iter__()])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"passes": self.passes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.passes = state["passes"]
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_epochs": -1, "max_steps": 14}])
+def test_a_loader_that_says_where_it_is(limits: dict[str, int]) -> None:
+    data = Stateful(runs.points(), batch_size=8)
+    branching = CheckpointBranching(epochs=[0, 1], steps=[2, 7], noise="same")
+    fit(net(), (data, None), branching, Steps(), **limits)
+    assert_equals_trunk(branching)
+
+
+class Accumulating(runs.TwoOptimizers):
+    """One optimizer steps at every batch, the other at every third, on the sum of the gradients."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        often, seldom = self.optimizers()  # type: ignore[misc]
+        self.manual_backward(self.loss(batch))
+        often.step()
+        often.zero_grad()
+        if batch_idx % 3 == 2:
+            seldom.step()
+            seldom.zero_grad()
+
+
+def test_gradients_accumulated_by_hand_are_part_of_a_fork() -> None:
+    branching = same(2, 6)
+    fit(net(Accumulating), plain(), branching, Steps())
+    assert_equals_trunk(branching)
+
+
+def test_a_plateau_scheduler_per_step_has_stepped() -> None:
+    class PerStep(runs.Plateau):
+        def configure_optimizers(self) -> Any:
+            configuration = super().configure_optimizers()
+            configuration["lr_scheduler"] |= {"interval": "step", "frequency": 2, "monitor": "train_loss"}
+            return configuration
+
+    branching = same(2, 7)
+    fit(net(PerStep), plain(), branching, Steps())
+    assert_equals_trunk(branching)
+
+
+def test_step_forks_at_the_ends() -> None:
+    branching = same(0, 5, 10, 15, 99)
+    with pytest.warns(UserWarning, match="no snapshot after steps 99: the trunk ended after 3 epochs, 15 steps"):
+        fit(net(), plain(), branching, Steps())
+    start, second, third, end, missing = branching.family.children
+    assert [c.name for c in branching.family.children][1] == "k1_step_000005_child_0"
+    assert (missing.status, end.status, end.epochs, end.branch_step) == ("missing", "completed", {3: 15}, 15)
+    assert list(start.epochs) == [0, 1, 2, 3]
+    assert (list(second.epochs), list(third.epochs)) == ([1, 2, 3], [2, 3])
+    assert branching.family.state(end, 3).keys() == branching.family.state("trunk", 3).keys()
+
+
+def test_a_trunk_that_stops_early_ends_its_children_there() -> None:
+    branching = CheckpointBranching(steps=[3])
+    trainer = fit(net(), plain(), stop_early(1), branching, max_epochs=9)
+    child = branching.family.children[0]
+    assert branching.family.trunk.reason == "stopped early after 2 epochs, 10 steps"
+    assert (child.status, child.branch_step, child.end_step, list(child.epochs)) == ("completed", 3, 10, [1, 2])
+    assert trainer.global_step == 10
+
+
+@pytest.mark.parametrize("point", [1, 7])
+def test_fresh_noise_from_a_step_on_differs_and_repeats(point: int) -> None:
+    def family(seed: int) -> Any:
+        branching = CheckpointBranching(steps=[point], children=2, seed=seed)
+        data = loader(generator=torch.Generator().manual_seed(3)), None
+        fit(net(), data, branching, Steps())
+        return branching.family
+
+    first, again, other = family(1), family(1), family(2)
+    digests = [[child.state_digests[3] for child in f.children] for f in (first, again, other)]
+    assert digests[0] == digests[1]
+    assert len({*digests[0], *digests[2], first.trunk.state_digests[3]}) == 5
+    for child in first.children:
+        assert child.shared == {"order": False, "batches": False}
+        assert len(set(child.order_digests.values())) == len(child.order_digests)  # every epoch has an order of its own
+
+
+def test_a_resumed_trunk_keeps_its_step_forks(tmp_path: Path) -> None:
+    saver = pl.callbacks.ModelCheckpoint(tmp_path / "checkpoints", "last", every_n_epochs=1)
+    first = same(3, 8, when="never")
+    with pytest.warns(UserWarning, match="no snapshot after steps 8: the trunk ended after 1 epochs, 5 steps"):
+        fit(net(), plain(), first, saver, enable_checkpointing=True, max_epochs=1, default_root_dir=tmp_path)
+    second = same(3, 8, when="never")
+    fit(net(), plain(), second, max_epochs=3, ckpt_path=saver.best_model_path, default_root_dir=tmp_path)
+    family = second.family
+    assert sorted(family.forks) == ["k1_step_000003", "k1_step_000008"]
+    Steps.runs.clear()
+    assert [child.exact_replay for child in second.run_children().children] == [False, True]
+    early = family.children[0]
+    assert early.reason == "the examples of epoch 1 differ from the trunk's: the loader has state of its own"
+    assert early.state_digests[1] == family.trunk.state_digests[1]
+
+
+def test_steps_past_max_steps_raise() -> None:
+    with pytest.raises(ValueError, match=r"at most max_steps=4 steps, got \[7\] in steps=\[2, 7\]"):
+        fit(net(), plain(), same(2, 7), max_epochs=-1, max_steps=4)

@@ -1,0 +1,91 @@
+"""Children trained in the middle of the trunk's training, which does not notice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
+from lmc_lightning.core.glassbox import rng_state
+from tests.branching import runs
+from tests.branching.runs import fit, loader, net, sha
+from tests.branching.test_steps import Steps
+from tests.callbacks.test_checkpoint_branching import RUNS, plain, stop_early
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    Steps.runs.clear()
+    before = rng_state()
+    yield
+    torch.set_rng_state(before["torch"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "user generator",
+        "own generators",
+        "iterable without length",
+        "random split, reloaded",
+        "module that draws",
+        "validation in between",
+        "manual optimization",
+    ],
+)
+def test_the_trunk_does_not_notice_and_the_children_are_exact(name: str) -> None:
+    kind, data, arguments, others = RUNS[name]
+    fit(net(kind), data(), *others(), Steps(), **arguments)
+    alone, after = Steps.runs.pop(), sha(rng_state())
+    branching = CheckpointBranching(epochs=[1], steps=[2, 8], noise="same", when="immediately")
+    fit(net(kind), data(), *others(), branching, Steps(), **arguments)
+    trunk, *children = Steps.runs
+    assert trunk == alone
+    assert sha(rng_state()) == after
+    assert len(children) == 3
+    assert all(prints == {moment: trunk[moment] for moment in prints} for prints in children)
+    assert [(child.status, child.exact_replay) for child in branching.family.children] == [("completed", True)] * 3
+
+
+def test_two_workers() -> None:
+    data = loader(runs.Augmented(), num_workers=2, batch_size=14)
+    branching = CheckpointBranching(epochs=[1], steps=[1], noise="same", when="immediately")
+    fit(net(), (data, None), branching, Steps(), max_epochs=2)
+    trunk, *children = Steps.runs
+    assert all(prints == {moment: trunk[moment] for moment in prints} for prints in children)
+    assert [child.exact_replay for child in branching.family.children] == [True, True]
+
+
+def test_a_child_that_went_on_longer_ends_where_the_trunk_stopped_early() -> None:
+    branching = CheckpointBranching(epochs=[0], steps=[3], noise="same", when="immediately")
+    fit(net(), plain(), stop_early(1), branching, Steps(), max_epochs=5)
+    assert len(Steps.runs) == 3  # none is trained again
+    for child in branching.family.children:
+        assert (child.status, child.end_step, max(child.epochs), child.exact_replay) == ("completed", 10, 2, True)
+
+
+def test_persistent_workers_raise() -> None:
+    data = loader(num_workers=1, persistent_workers=True)
+    with pytest.raises(ValueError, match="whose persistent workers they would take over"):
+        fit(net(), (data, None), CheckpointBranching(epochs=[0], when="immediately"), max_epochs=1)
+
+
+def test_a_loader_that_cannot_be_copied_raises() -> None:
+    data: Any = runs.points()
+    endless = (([x], [y]) for x, y in [data[0]])
+    with pytest.raises(TypeError, match="the loader generator cannot be copied"):
+        fit(net(), (endless, None), CheckpointBranching(epochs=[0], when="immediately"), max_epochs=1)
+
+
+def test_impossible_moments_raise() -> None:
+    with pytest.raises(ValueError, match="when to be 'end', 'immediately' or 'never', got 'now'"):
+        CheckpointBranching(when="now")  # type: ignore[arg-type]
