@@ -35,9 +35,9 @@ def test_together_they_keep_to_the_limit() -> None:
 def test_lambda_max_is_below_the_full_one_by_less_than_its_residual() -> None:
     module, loader = Plain(), [examples(24)]
     watched = measure(module, loader, default_callbacks())
-    whole = measure(module, loader, [HessianSpectrum(num_probes=0, tolerance=1e-6), Sharpness(num_samples=4)])
+    whole = measure(module, loader, [HessianSpectrum(num_probes=0, tolerance=1e-6), Sharpness(num_samples=2)])
     error = whole["hessian/lambda_max"] - watched["hessian/lambda_max"]
-    assert 0 <= error <= watched["hessian/lambda_max_residual"] <= 0.1 * watched["hessian/lambda_max"]
+    assert 0 <= error <= watched["hessian/lambda_max_residual"] <= 0.3 * watched["hessian/lambda_max"]
     assert {k: v for k, v in watched.items() if k.startswith("sharpness")} == {
         k: v for k, v in whole.items() if k.startswith("sharpness")
     }
