@@ -12,37 +12,6 @@ from lmc_lightning.landscape.barrier import DEFINITIONS
 from lmc_lightning.landscape.onset import THRESHOLD, Onset, onset
 from lmc_lightning.recording import Record, slug
 
-COLUMNS = (
-    "family",
-    "run",
-    "parent",
-    "k1",
-    "branch_step",
-    "intervention",
-    "later_epoch",
-    "step",
-    "pair",
-    "split",
-    "metric",
-    "group",
-    "rest",
-    "definition",
-    "policy",
-    "value",
-    "stderr_data",
-    "n",
-    "unit",
-    "peak_t",
-    "barrier_lower",
-    "distinguishable_from_zero",
-    "num_points",
-    "own_first",
-    "own_second",
-    "probe_digest",
-    "status",
-)
-"""Of :func:`family_table`."""
-
 CELL = (
     "k1",
     "branch_step",
@@ -58,6 +27,26 @@ CELL = (
     "policy",
 )
 """What the replicates of one number have in common."""
+
+COLUMNS = (
+    "family",
+    "run",
+    "parent",
+    *CELL,
+    "value",
+    "stderr_data",
+    "n",
+    "unit",
+    "peak_t",
+    "barrier_lower",
+    "distinguishable_from_zero",
+    "num_points",
+    "own_first",
+    "own_second",
+    "probe_digest",
+    "status",
+)
+"""Of :func:`family_table`."""
 
 
 def family_table(records: Iterable[Record], family: str = "") -> pd.DataFrame:
