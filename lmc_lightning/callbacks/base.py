@@ -207,6 +207,11 @@ class MeasurementCallback(Callback, ABC):
         """Whether the state after ``count`` epochs or steps is to be visited."""
         return self.schedule.is_due(axis, count)
 
+    def leads_to_a_visit(self, trainer: Any) -> bool:
+        """Whether the state after the coming step is to be visited, asked in ``on_train_batch_start``."""
+        ends_epoch = trainer.is_last_batch and self.is_due("epoch", trainer.current_epoch + 1)
+        return bool(ends_epoch or trainer.fast_dev_run or self.is_due("step", self._step + 1))
+
     def _visit_if_due(self, trainer: Any, pl_module: Any, axis: Axis, count: int) -> None:
         # A fast_dev_run has one batch and one epoch: every path is run once.
         if (trainer.fast_dev_run and axis == "epoch") or self.is_due(axis, count):

@@ -1,6 +1,5 @@
 """Training at the edge of stability: the curvature that the optimizer meets, in units of what it bears."""
 
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -8,12 +7,12 @@ import torch
 from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.last_step import LastSteps
 from lmc_lightning.callbacks.second_order import SecondOrder
 from lmc_lightning.callbacks.stability_quantities import draw_stability, not_reported, stability_quantities
-from lmc_lightning.callbacks.visits import MAX_PENDING, Visit
+from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.core.chunks import equal_batches
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.core.params import parameter_layout
 from lmc_lightning.core.structure import leading_size
 from lmc_lightning.landscape.batchnorm import has_batch_norm
 from lmc_lightning.landscape.dynamics import batch_statistics, update_prediction
@@ -71,7 +70,7 @@ class EdgeOfStability(MeasurementCallback):
         self.batch_size, self.tolerance, self.max_products = batch_size, tolerance, max_products
         self._second_order = SecondOrder(self)
         self._seen: int | None = None
-        self._before: dict[int, Tensor] = {}
+        self._last_steps = LastSteps(self.parameters)
 
     def measure(self, visit: Visit) -> Measurement:
         """Stability, batch sharpness and noise scale at this visit, and what the last step did."""
@@ -81,7 +80,7 @@ class EdgeOfStability(MeasurementCallback):
         theta = whole.theta()
         full, gradient, spent = self._full_batch(visit, whole, theta)
         batches = batch_statistics(batched, theta, gradient if batched.num_examples == whole.num_examples else None)
-        before = self._taken(visit.step)
+        before = self._last_steps.take(visit.step)
         update = None if before is None else update_prediction(whole, before.to(theta), theta)
         status = self._second_order.status(full.converged)
         return Measurement(
@@ -97,7 +96,7 @@ class EdgeOfStability(MeasurementCallback):
                 "num_batches": batches.num_batches,
                 "num_matvecs": spent["num_matvecs"] + 1 + (update is not None),
                 "num_gradients": spent["num_gradients"] + batches.num_gradients + (update is not None),
-                "self_check": asdict(self._second_order.check) if self._second_order.check else None,
+                "self_check": self._second_order.evidence,
                 "second_order": whole.second_order,
                 "not_reported": dict(not_reported(full, batches, update)),
             },
@@ -148,7 +147,7 @@ class EdgeOfStability(MeasurementCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget the last run's parameters and batch size."""
         super().setup(trainer, pl_module, stage)
-        self._second_order.check, self._seen, self._before = None, None, {}
+        self._second_order.check, self._seen, self._last_steps = None, None, LastSteps(self.parameters)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Read the batch size off the loader, then visit the start."""
@@ -161,23 +160,8 @@ class EdgeOfStability(MeasurementCallback):
         """Keep the parameters before a step that will be visited."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._seen = self._seen or leading_size(batch)
-        ends_epoch = trainer.is_last_batch and self.is_due("epoch", trainer.current_epoch + 1)
-        if ends_epoch or trainer.fast_dev_run or self.is_due("step", self._step + 1):
-            self._keep(pl_module)
-
-    def _keep(self, pl_module: Any) -> None:
-        try:
-            layout = parameter_layout(pl_module, self.parameters)
-        except ValueError:  # lazy parameters before the first batch
-            return
-        self._before[self._step + 1] = layout.flatten(dict(pl_module.named_parameters()))
-        for step in sorted(self._before)[: -MAX_PENDING - 1]:
-            del self._before[step]
-
-    def _taken(self, step: int) -> Tensor | None:
-        """θ before the last step; earlier ones are not needed any more."""
-        self._before = {k: v for k, v in self._before.items() if k >= step}
-        return self._before.get(step)
+        if self.leads_to_a_visit(trainer):
+            self._last_steps.keep(self._step + 1, pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the visits that still wait, and draw all."""

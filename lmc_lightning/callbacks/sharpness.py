@@ -169,10 +169,9 @@ class Sharpness(MeasurementCallback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Keep the parameters before a step that will be visited."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self.settings.direction == "update" and "critical_sharpness" in self.measures:
-            ends_epoch = trainer.is_last_batch and self.is_due("epoch", trainer.current_epoch + 1)
-            if ends_epoch or trainer.fast_dev_run or self.is_due("step", self._step + 1):
-                self._last_steps.keep(self._step + 1, pl_module)
+        wanted = self.settings.direction == "update" and "critical_sharpness" in self.measures
+        if wanted and self.leads_to_a_visit(trainer):
+            self._last_steps.keep(self._step + 1, pl_module)
 
     def _in_chunks(self, visit: Visit, objective: Objective) -> Objective:
         """The same loss in chunks of m, if a measure needs them."""
