@@ -17,6 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from PIL import Image
 
 from lmc_lightning.core.files import write_atomic
+from lmc_lightning.loggers import Embedding, Mesh, log_embedding, log_histogram, log_mesh, log_picture, shows_pictures
 from lmc_lightning.plotting.style import pixels
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Measurement:
     """Drawn only where they are written."""
     arrays: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     """Named arrays by key; each key becomes a file beside the table."""
+    meshes: Mapping[str, Mesh] = field(default_factory=dict)
+    embeddings: Mapping[str, Embedding] = field(default_factory=dict)
 
     def values(self) -> dict[str, float]:
         """All values and standard errors by key."""
@@ -135,7 +138,7 @@ class Recorder:
         pictures = self._pictures(measurement, shown)
         for logger in shown:
             with self._noted():
-                log_measurement(logger, measurement, pictures, step)
+                _show(logger, measurement, pictures, step)
         for key, picture in pictures.items():
             self._save_picture(picture, key, step)
         for key, arrays in measurement.arrays.items():
@@ -144,7 +147,7 @@ class Recorder:
     def _pictures(self, measurement: Measurement, loggers: list[Any]) -> dict[str, np.ndarray]:
         """The figures in pixels, each rendered once for all who show it."""
         found: dict[str, np.ndarray] = {}
-        if self.directory is not None or any(_is_tensorboard(logger) for logger in loggers):
+        if self.directory is not None or any(shows_pictures(logger) for logger in loggers):
             for key, draw in measurement.figures.items():
                 with self._noted():
                     found[key] = pixels(draw())
@@ -292,22 +295,19 @@ def _record(kind: str, step: int, epoch: int, quantity: Quantity, shared: Mappin
     return Record(kind, step, epoch, quantity.name, value, stderr, quantity.unit, evidence, status, quantity.log)
 
 
-def log_measurement(logger: Any, measurement: Measurement, pictures: Mapping[str, np.ndarray], step: int) -> None:
-    """Show a measurement in one Lightning logger at x = ``step``: scalars everywhere, pictures where it can."""
+def _show(logger: Any, measurement: Measurement, pictures: Mapping[str, np.ndarray], step: int) -> None:
+    """Show a measurement in one Lightning logger at x = ``step``: scalars everywhere, the rest where it can."""
     scalars = measurement.scalars()
     if scalars:
         logger.log_metrics(scalars, step=step)
-    if not _is_tensorboard(logger):
-        return
     for key, values in measurement.histograms.items():
-        logger.experiment.add_histogram(key, values, global_step=step)
+        log_histogram(logger, key, values, step)
     for key, picture in pictures.items():
-        logger.experiment.add_image(key, picture, global_step=step, dataformats="HWC")
-
-
-def _is_tensorboard(logger: Any) -> bool:
-    # By name: `lightning` and `pytorch_lightning` have a class of this name each, and either may be in use.
-    return any(c.__name__ == "TensorBoardLogger" for c in type(logger).__mro__)
+        log_picture(logger, key, picture, step)
+    for key, mesh in measurement.meshes.items():
+        log_mesh(logger, key, mesh, step)
+    for key, embedding in measurement.embeddings.items():
+        log_embedding(logger, key, embedding, step)
 
 
 def plain(value: Any) -> Any:
