@@ -32,7 +32,8 @@ ALLOWED = {
         "plotting",
         "summary",
     },
-    "models": set(),
+    "optim": set(),
+    "models": {"optim"},
     "data": set(),
 }
 LIGHTNING_IN = ("callbacks", "branching", "recording", "models/classifier.py", "data", "experiments")

@@ -1,7 +1,7 @@
 """Labelled images held as uint8, and their way into a float batch: augment, resize, normalise."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import cpu_count
@@ -76,8 +76,11 @@ def _resize_and_crop(image: Image.Image, resize: int, edge: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + edge, top + edge))
 
 
-class LabelledImages:
-    """Images uint8 ``(N, C, H, W)`` and labels int64 ``(N,)``, never edited: deep copies share them."""
+class LabelledExamples:
+    """Images uint8 ``(N, C, H, W)`` or features ``(N, D)``, and labels ``(N,)`` or targets, never edited.
+
+    Deep copies share them.
+    """
 
     def __init__(self, images: Tensor | ImageFiles, labels: Tensor) -> None:
         if len(images) != len(labels):
@@ -95,15 +98,15 @@ class LabelledImages:
             return self.images[rows.to(self.images.device)], labels
         return self.images[rows].to(labels.device), labels
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "LabelledImages":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LabelledExamples":
         return self
 
-    def to(self, device: torch.device) -> "LabelledImages":
+    def to(self, device: torch.device) -> "LabelledExamples":
         """The same set on another device; image files stay files."""
         if self.labels.device == device:
             return self
         images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
-        return LabelledImages(images, self.labels.to(device))
+        return LabelledExamples(images, self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class Augmentation:
         return torch.where(flips.to(images.device).view(-1, 1, 1, 1), crops.flip(-1), crops)
 
 
-class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
+class ExampleBatches(Dataset[tuple[Tensor, Tensor]]):
     """A split of a set as a map-style dataset that fetches a whole batch in a few tensor operations.
 
     Args:
@@ -184,9 +187,9 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        source: LabelledImages,
+        source: LabelledExamples,
         rows: Tensor,
-        transform: ImageTransform,
+        transform: Callable[[Tensor], Tensor],
         augmentation: Augmentation | None = None,
         order: EpochOrder | None = None,
     ) -> None:
@@ -227,5 +230,5 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
 
 
 def keep_batch(batch: Any) -> Any:
-    """The batch as fetched: the ``collate_fn`` of loaders over ``ImageBatches``."""
+    """The batch as fetched: the ``collate_fn`` of loaders over ``ExampleBatches``."""
     return batch

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lmc_lightning.data.idx import idx_file, read_idx
-from lmc_lightning.data.images import ImageFiles, LabelledImages
+from lmc_lightning.data.images import ImageFiles, LabelledExamples
 
 MNIST_FILES: Mapping[str, tuple[str, str]] = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -27,7 +27,7 @@ CIFAR10_FILES: Mapping[str, tuple[str, ...]] = {
 SVHN_FILES: Mapping[str, str] = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-Splits = dict[str, LabelledImages]
+Splits = dict[str, LabelledExamples]
 """The official splits of a set by name."""
 
 
@@ -60,10 +60,10 @@ def read_idx_splits(folder: Path) -> Splits:
     return {split: _read_idx_pair(folder, *stems) for split, stems in MNIST_FILES.items()}
 
 
-def _read_idx_pair(folder: Path, images: str, labels: str) -> LabelledImages:
+def _read_idx_pair(folder: Path, images: str, labels: str) -> LabelledExamples:
     files = idx_file(folder, images), idx_file(folder, labels)
     pixels, classes = (read_idx(path) for path in files if path is not None)
-    return LabelledImages(pixels.unsqueeze(1), classes.long())
+    return LabelledExamples(pixels.unsqueeze(1), classes.long())
 
 
 def has_cifar10_batches(folder: Path) -> bool:
@@ -76,11 +76,11 @@ def read_cifar10_batches(folder: Path) -> Splits:
     return {split: _read_cifar10_split(folder, names) for split, names in CIFAR10_FILES.items()}
 
 
-def _read_cifar10_split(folder: Path, names: Sequence[str]) -> LabelledImages:
+def _read_cifar10_split(folder: Path, names: Sequence[str]) -> LabelledExamples:
     batches = [pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in names]
     images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([batch["labels"] for batch in batches])
-    return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels).long())
+    return LabelledExamples(torch.from_numpy(images), torch.from_numpy(labels).long())
 
 
 def has_svhn_files(folder: Path) -> bool:
@@ -97,7 +97,7 @@ def read_svhn(folder: Path) -> Splits:
         arrays = loadmat(str(folder / name))
         images = np.ascontiguousarray(arrays["X"].transpose(3, 2, 0, 1))
         labels = arrays["y"].reshape(-1).astype(np.int64) % 10
-        splits[split] = LabelledImages(torch.from_numpy(images), torch.from_numpy(labels))
+        splits[split] = LabelledExamples(torch.from_numpy(images), torch.from_numpy(labels))
     return splits
 
 
@@ -130,13 +130,13 @@ def list_images(folder: Path, classes: Sequence[str]) -> tuple[tuple[Path, ...],
     return tuple(path for path, _ in files), torch.tensor([label for _, label in files], dtype=torch.int64)
 
 
-def read_class_folders(folder: Path, classes: Sequence[str], edge: int) -> LabelledImages:
+def read_class_folders(folder: Path, classes: Sequence[str], edge: int) -> LabelledExamples:
     """All images below ``folder/<class>``, which must have ``edge`` x ``edge`` pixels, decoded into memory."""
     paths, labels = list_images(folder, classes)
-    return LabelledImages(ImageFiles(paths, edge).read_all(), labels)
+    return LabelledExamples(ImageFiles(paths, edge).read_all(), labels)
 
 
-def keep_decoded(cache: Path, folder: Path, classes: Sequence[str], edge: int) -> LabelledImages:
+def keep_decoded(cache: Path, folder: Path, classes: Sequence[str], edge: int) -> LabelledExamples:
     """``read_class_folders``, with the pixels kept in ``cache`` for the next time where that can be written.
 
     A cache made of files of other names or sizes is made anew.
@@ -149,7 +149,7 @@ def keep_decoded(cache: Path, folder: Path, classes: Sequence[str], edge: int) -
         stored = {"made_of": made_of, "images": ImageFiles(paths, edge).read_all()}
         with suppress(OSError, RuntimeError):  # torch raises the second where a file cannot be opened or written
             _save_atomically(stored, cache)
-    return LabelledImages(stored["images"], labels)
+    return LabelledExamples(stored["images"], labels)
 
 
 def _save_atomically(content: dict[str, Any], path: Path) -> None:
@@ -178,5 +178,5 @@ def read_tiny_imagenet(folder: Path) -> Splits:
     paths = tuple(folder / "val" / "images" / name for name in names)
     return {
         "train": read_class_folders(folder / "train", classes, 64),
-        "test": LabelledImages(ImageFiles(paths, 64).read_all(), labels),
+        "test": LabelledExamples(ImageFiles(paths, 64).read_all(), labels),
     }

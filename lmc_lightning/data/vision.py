@@ -1,6 +1,5 @@
 """The image sets of the field, each as a LightningDataModule; arguments: ``VisionDataModule``."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 
 from lmc_lightning.data import sources
 from lmc_lightning.data.datamodule import VisionDataModule
-from lmc_lightning.data.images import ImageFiles, LabelledImages
+from lmc_lightning.data.images import ImageFiles, LabelledExamples
 from lmc_lightning.data.order import derived_generator
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -48,8 +47,8 @@ class DigitsDataModule(VisionDataModule):
         labels = torch.from_numpy(digits.target).long()
         test, train = _hold_out(len(labels), self.test_fraction, self.split_seed)
         return {
-            "train": LabelledImages(images[train], labels[train]),
-            "test": LabelledImages(images[test], labels[test]),
+            "train": LabelledExamples(images[train], labels[train]),
+            "test": LabelledExamples(images[test], labels[test]),
         }
 
 
@@ -255,38 +254,13 @@ class ImageFolderDataModule(VisionDataModule):
             name: self._load(tuple(paths[i] for i in chosen.tolist()), labels[chosen]) for name, chosen in rows.items()
         }
 
-    def _read_folder(self, folder: Path) -> LabelledImages:
+    def _read_folder(self, folder: Path) -> LabelledExamples:
         return self._load(*sources.list_images(folder, self.class_names))
 
-    def _load(self, paths: tuple[Path, ...], labels: torch.Tensor) -> LabelledImages:
+    def _load(self, paths: tuple[Path, ...], labels: torch.Tensor) -> LabelledExamples:
         files = ImageFiles(paths, self.native_dims[-1], self.decoded_resize)
         num_bytes = len(paths) * 3 * self.native_dims[-1] ** 2
-        return LabelledImages(files.read_all() if num_bytes <= self.memory_limit * 2**30 else files, labels)
-
-
-DATA_MODULES: Mapping[str, type[VisionDataModule]] = {
-    module.dataset_name: module
-    for module in (
-        DigitsDataModule,
-        MNISTDataModule,
-        FashionMNISTDataModule,
-        CIFAR10DataModule,
-        SVHNDataModule,
-        TinyImageNetDataModule,
-        ImageFolderDataModule,
-    )
-}
-
-
-def build_datamodule(name: str, **kwargs: Any) -> VisionDataModule:
-    """The data module called ``name``: digits, mnist, fashion_mnist, cifar10, svhn, tiny_imagenet or image_folder.
-
-    Raises:
-        ValueError: no set has that name.
-    """
-    if name not in DATA_MODULES:
-        raise ValueError(f"Expected one of {', '.join(DATA_MODULES)}, got {name!r}.")
-    return DATA_MODULES[name](**kwargs)
+        return LabelledExamples(files.read_all() if num_bytes <= self.memory_limit * 2**30 else files, labels)
 
 
 def _hold_out(size: int, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection
+from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from lmc_lightning.models import build_network, seeded_init
+from lmc_lightning.optim import SAM
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -26,9 +28,12 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 SCHEDULERS = ("none", "cosine", "step", "one_cycle")
 """The learning-rate schedules by the names that configurations use."""
 
+LOSSES = ("cross_entropy", "squared_error")
+"""The losses by the names that configurations use."""
+
 
 class ImageClassifier(pl.LightningModule):
-    """Cross-entropy training of a network on batches ``(images, targets)``.
+    """Training of a network on batches ``(images, targets)``: classes, or real numbers under squared error.
 
     Logs ``train_loss`` per step and ``val_loss``, ``val_acc``, ``test_loss``, ``test_acc`` per epoch [nats; fraction
     correct]. Every argument is a plain value kept in ``hparams``, so checkpoints load under PyTorch's weights-only rule
@@ -57,9 +62,13 @@ class ImageClassifier(pl.LightningModule):
         init_seed: Seed of the initial weights; the global generators are not touched.
         scheduler_kwargs: Further arguments of ``CosineAnnealingLR``, ``MultiStepLR`` or ``OneCycleLR``; the last keeps
             the optimizer's momentum unless ``cycle_momentum`` is set.
+        loss: ``"cross_entropy"``, or ``"squared_error"``: the mean over all outputs of the squared distance to one-hot
+            classes, or to targets that are real numbers; the latter log no accuracy.
+        sam_rho: Radius of sharpness-aware minimisation around the optimizer, e.g. 0.05; 0: none.
+        sam_adaptive: ASAM, with a radius of e.g. 0.5.
 
     Raises:
-        ValueError: for an unknown network, optimizer or scheduler.
+        ValueError: for an unknown network, optimizer, scheduler or loss.
         TypeError: for a hyper-parameter that a weights-only checkpoint cannot hold.
     """
 
@@ -74,6 +83,9 @@ class ImageClassifier(pl.LightningModule):
         scheduler: Literal["none", "cosine", "step", "one_cycle"] = "none",
         init_seed: int = 0,
         scheduler_kwargs: dict[str, Any] | None = None,
+        loss: Literal["cross_entropy", "squared_error"] = "cross_entropy",
+        sam_rho: float = 0.0,
+        sam_adaptive: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -81,6 +93,7 @@ class ImageClassifier(pl.LightningModule):
             _require_plain(name, self.hparams[name])
         _require_choice("optimizer", optimizer, OPTIMIZERS)
         _require_choice("scheduler", scheduler, SCHEDULERS)
+        _require_choice("loss", loss, LOSSES)
         with seeded_init(init_seed):
             built = self.build_network()
         self.network = built.to(torch.get_default_device())
@@ -99,11 +112,18 @@ class ImageClassifier(pl.LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the batch, logged as ``train_loss``."""
+        """Mean loss of the batch, logged as ``train_loss``."""
         images, targets = batch
-        loss = F.cross_entropy(self(images), targets)
+        loss = self.loss(self(images), targets)
         self.log("train_loss", loss)
         return loss
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of outputs ``(N, num_classes)`` for classes ``(N,)`` or real targets ``(N, num_classes)``."""
+        if self.hparams["loss"] == "cross_entropy":
+            return F.cross_entropy(outputs, targets)
+        wanted = targets if targets.is_floating_point() else F.one_hot(targets, outputs.shape[1])
+        return F.mse_loss(outputs, wanted.to(outputs.dtype))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Logs ``val_loss`` and ``val_acc``."""
@@ -116,7 +136,11 @@ class ImageClassifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, and its schedule unless that is ``"none"``."""
         kwargs = self.hparams["optimizer_kwargs"] or {}
-        optimizer = OPTIMIZERS[self.hparams["optimizer"]](self.parameters(), lr=self.hparams["lr"], **kwargs)
+        make, kwargs = OPTIMIZERS[self.hparams["optimizer"]], {"lr": self.hparams["lr"], **kwargs}
+        if self.hparams["sam_rho"]:
+            sam = {"rho": self.hparams["sam_rho"], "adaptive": self.hparams["sam_adaptive"], "module": self}
+            make = partial(SAM, base=make, **sam)
+        optimizer = make(self.parameters(), **kwargs)
         if self.hparams["scheduler"] == "none":
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._schedule(optimizer)}
@@ -124,9 +148,10 @@ class ImageClassifier(pl.LightningModule):
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, accuracy: MulticlassAccuracy) -> None:
         images, targets = batch
         logits = self(images)
-        self.log(f"{stage}_loss", F.cross_entropy(logits, targets), prog_bar=True, sync_dist=True)
-        accuracy.update(logits, targets)
-        self.log(f"{stage}_acc", accuracy, prog_bar=True)
+        self.log(f"{stage}_loss", self.loss(logits, targets), prog_bar=True, sync_dist=True)
+        if not targets.is_floating_point():
+            accuracy.update(logits, targets)
+            self.log(f"{stage}_acc", accuracy, prog_bar=True)
 
     def _schedule(self, optimizer: Optimizer) -> LRSchedulerConfigType:
         name, kwargs = self.hparams["scheduler"], self.hparams["scheduler_kwargs"] or {}

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision import transforms
 
-from lmc_lightning.data.images import Augmentation, ImageBatches, ImageFiles, ImageTransform, LabelledImages
+from lmc_lightning.data.images import Augmentation, ExampleBatches, ImageFiles, ImageTransform, LabelledExamples
 from lmc_lightning.data.order import EpochOrder, NoiseSeeds
 from tests.data.layouts import pixels
 
@@ -73,18 +73,18 @@ def test_a_file_of_another_size_is_named(tmp_path):
 
 def test_images_and_labels_must_match():
     with pytest.raises(ValueError, match="one label per image, got 6 images and 5 labels"):
-        LabelledImages(images(6), torch.arange(5))
+        LabelledExamples(images(6), torch.arange(5))
 
 
 def test_a_deep_copy_shares_the_images():
-    original = LabelledImages(images(), torch.arange(6))
+    original = LabelledExamples(images(), torch.arange(6))
     assert copy.deepcopy({"train": original})["train"].images.data_ptr() == original.images.data_ptr()
     unpickled = pickle.loads(pickle.dumps(original))
     assert torch.equal(unpickled.images, original.images)
 
 
 def test_a_set_on_its_device_is_not_copied():
-    original = LabelledImages(images(), torch.arange(6))
+    original = LabelledExamples(images(), torch.arange(6))
     assert original.to(torch.device("cpu")) is original
 
 
@@ -123,7 +123,7 @@ def test_draws_are_a_function_of_seed_and_epoch_and_cover_their_range():
 
 
 def test_batches_hold_the_chosen_rows():
-    dataset = ImageBatches(LabelledImages(images(), torch.arange(6) + 10), torch.tensor([5, 1, 3]), IDENTITY)
+    dataset = ExampleBatches(LabelledExamples(images(), torch.arange(6) + 10), torch.tensor([5, 1, 3]), IDENTITY)
     batch, labels = dataset.__getitems__([2, 0])
     assert len(dataset) == 3
     assert labels.tolist() == [13, 15]
@@ -135,8 +135,8 @@ def test_batches_hold_the_chosen_rows():
 
 def test_an_example_is_augmented_alike_in_any_batch_and_any_order():
     order = EpochOrder(6, NoiseSeeds(augmentation_seed=3))
-    source = LabelledImages(images(), torch.arange(6))
-    dataset = ImageBatches(source, torch.arange(6), IDENTITY, Augmentation(4, flip=True), order)
+    source = LabelledExamples(images(), torch.arange(6))
+    dataset = ExampleBatches(source, torch.arange(6), IDENTITY, Augmentation(4, flip=True), order)
     whole = dataset.__getitems__(range(6))[0]
     assert torch.equal(whole[[4, 1]], dataset.__getitems__([4, 1])[0])
     order.set_epoch(1)
@@ -152,7 +152,7 @@ def test_image_files_serve_batches_like_tensors(tmp_path):
     paths = tuple(write_image(tmp_path / f"{i}.png", 12, 12) for i in range(4))
     files = ImageFiles(paths, 8, 9)
     rows, transform = torch.tensor([3, 1]), ImageTransform((0.5,), (0.5,), 8, 8)
-    lazy = ImageBatches(LabelledImages(files, torch.arange(4)), rows, transform)
-    eager = ImageBatches(LabelledImages(files.read_all(), torch.arange(4)), rows, transform)
+    lazy = ExampleBatches(LabelledExamples(files, torch.arange(4)), rows, transform)
+    eager = ExampleBatches(LabelledExamples(files.read_all(), torch.arange(4)), rows, transform)
     assert torch.equal(lazy.__getitems__([1, 0])[0], eager.__getitems__([1, 0])[0])
     assert np.array_equal(lazy.__getitems__([1, 0])[1], [1, 3])

@@ -205,7 +205,7 @@ def test_factory(tmp_path, name, dims, num_classes):
 
 
 def test_factory_names_the_choices():
-    with pytest.raises(ValueError, match=r"Expected one of digits, mnist, .*, image_folder, got 'imagenet'"):
+    with pytest.raises(ValueError, match=r"Expected one of digits, mnist, .*, two_moons, .*, got 'imagenet'"):
         build_datamodule("imagenet")
 
 

@@ -254,3 +254,18 @@ def test_schedules_need_an_end(tmp_path):
     module = ImageClassifier(**SMALL, scheduler="one_cycle")
     with pytest.raises(ValueError, match=r"scheduler='one_cycle' needs the length .* set Trainer\(max_steps=...\)"):
         trainer(tmp_path, max_epochs=-1).fit(module, loader())
+
+
+def test_squared_error_of_one_hot_classes_and_of_real_targets(tmp_path):
+    module = ImageClassifier(**SMALL, loss="squared_error")
+    images, targets = loader().dataset.tensors
+    with torch.no_grad():
+        logits = module(images)
+        expected = ((logits - F.one_hot(targets, 3)) ** 2).mean()
+        torch.testing.assert_close(module.loss(logits, targets), expected)
+        torch.testing.assert_close(module.loss(logits, 2 * logits), (logits**2).mean())
+    real = DataLoader(TensorDataset(images, torch.randn(len(images), 3)), batch_size=8)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, real, real)
+    assert "val_loss" in run.callback_metrics
+    assert "val_acc" not in run.callback_metrics
