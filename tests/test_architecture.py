@@ -35,6 +35,23 @@ ALLOWED = {
     "optim": set(),
     "models": {"optim"},
     "data": set(),
+    "experiments": {
+        "types",
+        "core",
+        "linalg",
+        "landscape",
+        "branching",
+        "schedule",
+        "recording",
+        "loggers",
+        "plotting",
+        "summary",
+        "callbacks",
+        "models",
+        "data",
+        "optim",
+        "experiments",
+    },
 }
 LIGHTNING_IN = ("callbacks", "branching", "recording", "models/classifier.py", "data", "experiments")
 PRIVATE_IN = ("callbacks/bridge.py", "callbacks/probes.py", "branching", "core/glassbox.py", "core/repairs.py")

@@ -1,6 +1,7 @@
 """Children trained in another process than the trunk's: the rest of a family, or one from a snapshot."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from lmc_lightning.branching.children import Children
@@ -10,11 +11,15 @@ from lmc_lightning.branching.plan import Noise, Point, child_of, noise_of
 from lmc_lightning.branching.portable import BLUEPRINT, load_blueprint
 
 
-def finish_family(folder: Path) -> Family:
+def finish_family(folder: Path, only: Sequence[str] | None = None) -> Family:
     """Train the children of a family that are not finished and that no other process is training.
 
     They end where the trunk has ended or was interrupted; while it is still being trained, where their Trainers end.
     Barriers are not measured here: `measure_family` needs the trunk's callbacks.
+
+    Args:
+        folder: of the family.
+        only: names of children; None: all.
 
     Raises:
         FileNotFoundError: there is no family, or its trunk could not be pickled.
@@ -24,7 +29,8 @@ def finish_family(folder: Path) -> Family:
     end = _end_of(family)
     branches = folder / family.configuration["branches"]
     children = Children(family, load_blueprint(folder / BLUEPRINT), branches, roots={})
-    children.run(children.unfinished(end), end)
+    chosen = [child for child in children.unfinished(end) if only is None or child.name in only]
+    children.run(chosen, end)
     _merge(family, trunk_lives=end is None)
     return family
 

@@ -145,13 +145,17 @@ class MeasurementCallback(Callback, ABC):
             self._step, self._budget = trainer.global_step, Budget(self._budget.max_overhead)
         self._budget.start(self.clock(), _measuring(trainer))
         self._recorder.drop_after(self._step)
-        collective_of(trainer, interruptible=False).agree(lambda: self._probes.start(trainer, pl_module))
+        self.draw_probes(trainer, pl_module)
         if self._step:
             self._continue(trainer, pl_module)
         elif not trainer.fast_dev_run:
             self._recorder.drop_failures(0)
             self._visit_if_due(trainer, pl_module, "epoch", 0)
             self._visit_if_due(trainer, pl_module, "step", 0)
+
+    def draw_probes(self, trainer: Any, pl_module: Any) -> None:
+        """Read the probe sets that need no training steps."""
+        collective_of(trainer, interruptible=False).agree(lambda: self._probes.start(trainer, pl_module))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Capture this batch if the probe set still lacks examples."""

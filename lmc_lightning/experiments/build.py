@@ -1,0 +1,79 @@
+"""Module, data and Trainer of a LightningCLI configuration, in a folder of their own."""
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
+
+from lmc_lightning.experiments.classes import import_ours
+from lmc_lightning.experiments.study import Config
+
+LAST = "last.ckpt"
+"""Of an unfinished run, in its folder."""
+
+
+class ResumableNoise(Callback):
+    """Puts the global random states of a checkpoint back where a resumed epoch begins, which Lightning leaves out."""
+
+    def __init__(self) -> None:
+        self._resumed: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states as plain values."""
+        version, numbers, gauss = random.getstate()
+        legacy: Any = np.random.get_state(legacy=False)  # noqa: NPY002  # what users' code draws from
+        legacy["state"]["key"] = torch.from_numpy(legacy["state"]["key"].astype(np.int64))
+        return {"torch": torch.get_rng_state(), "python": [version, list(numbers), gauss], "numpy": legacy}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states until the epoch begins: building loaders and models draws numbers too."""
+        self._resumed = state_dict
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Go on where the checkpoint was."""
+        if self._resumed is not None:
+            version, numbers, gauss = self._resumed["python"]
+            legacy = self._resumed["numpy"]
+            key = legacy["state"]["key"].numpy().astype(np.uint32)
+            random.setstate((version, tuple(numbers), gauss))
+            np.random.set_state({**legacy, "state": {**legacy["state"], "key": key}})  # noqa: NPY002
+            torch.set_rng_state(self._resumed["torch"])
+            self._resumed = None
+
+
+def build(config: Config, folder: Path, *, resumable: bool = True, **trainer: Any) -> LightningCLI:
+    """``model``, ``datamodule`` and ``trainer`` of a configuration, with its seed set; nothing is run.
+
+    Args:
+        config: of LightningCLI; classes of this package and of Lightning may be named without their path.
+        folder: where the run logs and writes, unless the configuration says otherwise.
+        resumable: keep the last checkpoint, and random states in it, so that an interrupted run goes on exactly.
+        **trainer: arguments of the Trainer that take precedence.
+    """
+    import_ours()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(folder)}
+    chosen = {**quiet, **(config.get("trainer") or {}), **trainer}
+    if chosen.get("logger") in (None, True):
+        where = {"save_dir": str(folder.parent), "name": "", "version": folder.name, "default_hp_metric": False}
+        chosen["logger"] = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": where}
+    own: list[Callback] = []
+    if resumable and chosen.get("enable_checkpointing") is not False:
+        # The last checkpoint alone, replaced at the end of every epoch.
+        last = ModelCheckpoint(str(folder), filename=LAST.removesuffix(".ckpt"), enable_version_counter=False)
+        own = [ResumableNoise(), last]
+    return LightningCLI(
+        pl.LightningModule,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        trainer_defaults={"callbacks": own},
+        run=False,
+        args=copy.deepcopy({**config, "trainer": chosen}),  # which is filled in place
+    )
