@@ -15,6 +15,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
+import lmc_lightning
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ADVICE = "python -m lmc_lightning.data download"
 
@@ -64,7 +66,7 @@ def test_the_demo_shows_its_tables_and_where_to_look(tmp_path: Path) -> None:
     assert [tuple(map(int, row.split()[:3])) for row in rows] == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (1, 0, 1), (1, 0, 2)]
     cost, _, command, link = closing.splitlines()
     assert re.fullmatch(r"Total \d+ s, of which measuring \d+ s\.", cost)
-    program, option, log_dir = shlex.split(command)
+    program, option, log_dir, *_ = shlex.split(command)
     assert Path(program).name == "tensorboard"
     assert option == "--logdir"
     assert list((tmp_path / log_dir).glob("events.out.tfevents.*"))
@@ -129,8 +131,8 @@ def test_failed_visits_are_told_and_make_the_demo_fail(
     demo = load("quickstart")
     few = {"limit_train_batches": 2, "limit_val_batches": 1, "enable_progress_bar": False, "accelerator": "cpu"}
     monkeypatch.setattr(pl, "Trainer", partial(pl.Trainer, **few))
-    monkeypatch.setattr(demo.HessianSpectrum, "measure", fail)
-    monkeypatch.setattr(demo.InterpolationBarrier, "_result", fail)
+    monkeypatch.setattr(lmc_lightning.HessianSpectrum, "measure", fail)
+    monkeypatch.setattr(lmc_lightning.InterpolationBarrier, "_result", fail)
     monkeypatch.setattr(sys, "argv", ["quickstart.py", "--small"])
     assert demo.main() == 1
     shown = capsys.readouterr().out

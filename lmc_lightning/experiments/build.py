@@ -2,6 +2,7 @@
 
 import copy
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ def build(config: Config, folder: Path, *, resumable: bool = True, **trainer: An
         # The last checkpoint alone, replaced at the end of every epoch.
         last = ModelCheckpoint(str(folder), filename=LAST.removesuffix(".ckpt"), enable_version_counter=False)
         own = [ResumableNoise(), last]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # this is "from within Python"
+        return _cli(config, chosen, own)
+
+
+def _cli(config: Config, trainer: dict[str, Any], own: list[Callback]) -> LightningCLI:
     return LightningCLI(
         pl.LightningModule,
         pl.LightningDataModule,
@@ -75,5 +82,5 @@ def build(config: Config, folder: Path, *, resumable: bool = True, **trainer: An
         save_config_callback=None,
         trainer_defaults={"callbacks": own},
         run=False,
-        args=copy.deepcopy({**config, "trainer": chosen}),  # which is filled in place
+        args=copy.deepcopy({**config, "trainer": trainer}),  # which is filled in place
     )

@@ -5,7 +5,8 @@ import json
 import platform
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning.pytorch import Callback
 
 from lmc_lightning.branching.claims import claimed
 from lmc_lightning.branching.elsewhere import finish_family
+from lmc_lightning.branching.isolation import isolated
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.core.files import write_atomic
@@ -128,20 +130,29 @@ def run_task(study: Study, task: Task, folder: Path) -> Outcome:
 def _run(study: Study, task: Task, folder: Path, common: dict[str, Any]) -> Outcome:
     cells = {cell.id: cell for cell in study.cells()}
     mine = [cells[i] for i in task.cells]
-    torch.set_num_threads(study.threads)
     about: dict[str, Any] = {"versions": _versions(), "threads": study.threads, "device": _device()}
     common = {**common, "hyperparameters": _shared(mine)}
     started = time.perf_counter()
     try:
         about["child"] = task.child
-        metrics = _WORK[task.kind](task, mine, folder)
-        return Outcome(
-            status="completed", metrics=metrics, seconds=time.perf_counter() - started, about=about, **common
-        )
+        with isolated(), _threads(study.threads):
+            metrics = _WORK[task.kind](task, mine, folder)
+        end: dict[str, Any] = {"status": "completed", "metrics": metrics}
     except Exception as error:
         about["traceback"] = traceback.format_exc()
-        reason = f"{type(error).__name__}: {error}"
-        return Outcome(status="failed", reason=reason, seconds=time.perf_counter() - started, about=about, **common)
+        end = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    return Outcome(**common, **end, seconds=time.perf_counter() - started, about=about)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads for torch's kernels: sums depend on it in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cell_folder(folder: Path, cell_id: str) -> Path:
@@ -160,7 +171,9 @@ def _train(task: Task, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
     write_atomic(home / WEIGHTS, lambda file: torch.save(state, file))
     last.unlink(missing_ok=True)
     metrics = {name: float(value) for name, value in objects.trainer.callback_metrics.items()}
-    return metrics | {"epochs": objects.trainer.current_epoch, "steps": objects.trainer.global_step}
+    metrics |= {"epochs": objects.trainer.current_epoch, "steps": objects.trainer.global_step}
+    lost = failed(objects.trainer.callbacks)  # type: ignore[attr-defined]
+    return metrics | ({"failed_visits": len(lost)} if lost else {})
 
 
 def _usable(checkpoint: Path) -> str | None:
