@@ -14,7 +14,8 @@ from lmc_lightning.landscape.paths import (
     linear_path,
     uniform_ts,
 )
-from lmc_lightning.landscape.profiles import StateEvaluator, loss_profile, loss_profiles
+from lmc_lightning.landscape.profiles import loss_profile, loss_profiles
+from lmc_lightning.landscape.states import StateEvaluator
 
 
 def classify(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
