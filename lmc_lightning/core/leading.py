@@ -39,7 +39,8 @@ class Mix:
     @property
     def theta(self) -> Tensor:
         """The point ``(P,)``."""
-        return self.of(self.anchors.thetas)
+        with torch.inference_mode(False):  # a step that differentiates by its inputs cannot save inference tensors
+            return self.of(self.anchors.thetas)
 
     def of(self, values: tuple[Tensor, ...], *, out: Tensor | None = None) -> Tensor:
         """The same mix of any values at the anchors."""
