@@ -17,8 +17,9 @@ from lmc_lightning.landscape.distances import parameter_distance, prediction_dis
 from lmc_lightning.landscape.layers import Barriers, layer_barriers
 from lmc_lightning.landscape.outputs import Outputs, outputs_at
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, Endpoint
-from lmc_lightning.landscape.profiles import Metrics, Profile, StateEvaluator
+from lmc_lightning.landscape.profiles import Profile
 from lmc_lightning.landscape.soup import soup_gains
+from lmc_lightning.landscape.states import Metrics, StateEvaluator
 from lmc_lightning.recording import Quantity
 
 Extra: TypeAlias = Literal["distances", "soup", "layers", "attribution", "figures"]

@@ -37,7 +37,7 @@ from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.attribution import Attribution
 from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, NumPoints
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
-from lmc_lightning.landscape.profiles import Metrics, StateEvaluator
+from lmc_lightning.landscape.states import Metrics, StateEvaluator
 from lmc_lightning.recording import Measurement
 from lmc_lightning.schedule import Axis
 

@@ -47,12 +47,18 @@ def rechunk(batches: Sequence[Batch], size: int, mean_loss: Callable[[Sequence[B
 
 
 def _is_additive(batches: Sequence[Batch], size: int, mean_loss: Callable[[Sequence[Batch]], float]) -> bool:
-    """Whether the mean loss of some batches is that of their examples in chunks of ``size``."""
+    """Whether the mean loss of some batches is that of their examples in chunks of ``size``.
+
+    Of batches larger than two chunks their first examples tell; a step that takes no such part keeps its batches.
+    """
+    given, batches = batches, [first_examples(b, 2 * size) for b in batches]
     try:
         trial = _split(_joined(batches), size)
     except NotSliceableError:
         return False
-    before, after = mean_loss(batches), _mean_loss_if_possible(mean_loss, trial)
+    whole = all(a is b for a, b in zip(given, batches, strict=True))
+    before = mean_loss(batches) if whole else _mean_loss_if_possible(mean_loss, batches)
+    after = _mean_loss_if_possible(mean_loss, trial)
     return abs(before - after) <= ADDITIVITY_TOLERANCE * abs(before)
 
 
@@ -75,7 +81,9 @@ def equal_batches(batches: Sequence[Batch], size: int) -> list[Batch]:
 
 
 def first_examples(batch: Batch, count: int) -> Batch:
-    """The first examples of a batch, or all of them where it cannot be cut."""
+    """The first examples of a batch, or all of them where there are no more or it cannot be cut."""
+    if (leading_size(batch) or 0) <= count:
+        return batch
     try:
         return cut(batch, 0, count)
     except NotSliceableError:

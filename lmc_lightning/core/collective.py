@@ -31,9 +31,17 @@ class Collective:
         Raises:
             InterruptedMeasurementError: a process was asked to end.
         """
+        self.poll()
+        return compute()
+
+    def poll(self) -> None:
+        """Within a long computation: ends it if the run was asked to end; several processes wait to agree on that.
+
+        Raises:
+            InterruptedMeasurementError: the run was asked to end.
+        """
         if self.interrupted is not None and self.interrupted():
             raise InterruptedMeasurementError("The run was asked to end during the measurement.")
-        return compute()
 
     def total(self, compute: Callable[[], Tensor]) -> Tensor:
         """The sum over processes of ``compute()``."""
@@ -81,6 +89,9 @@ class ProcessGroup(Collective):
         if ended:
             raise _known(InterruptedMeasurementError("A process was asked to end during the measurement."))
         return value
+
+    def poll(self) -> None:
+        """Nothing: one process alone must not end."""
 
     def total(self, compute: Callable[[], Tensor]) -> Tensor:
         """The sum over processes of ``compute()``, whose shapes are equal."""

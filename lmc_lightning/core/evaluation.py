@@ -13,8 +13,8 @@ from lmc_lightning.core.losstap import TappedLoss
 from lmc_lightning.core.structure import leading_size
 from lmc_lightning.types import Batch, BatchWeight
 
-ChunkEvaluation: TypeAlias = tuple[float, float, TappedLoss | None]
-"""Mean loss, weight and, where the tap sees it, the loss call of one chunk."""
+ChunkEvaluation: TypeAlias = tuple[float, float, Tensor | None]
+"""Mean loss and weight of one chunk and, where the tap sees them, the rows of its examples for :class:`Parts`."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ class Parts:
     def of(cls, chunks: Sequence[ChunkEvaluation | None]) -> "Parts":
         """The parts from the chunks of one process, ``None`` for those without a loss."""
         rows = [(0.0, 0.0) if chunk is None else chunk[:2] for chunk in chunks]
-        examples = _example_rows([chunk[2] for chunk in chunks if chunk is not None])
-        return cls(torch.tensor(rows, dtype=torch.float64), examples)
+        examples = [chunk[2] for chunk in chunks if chunk is not None]
+        seen = [e for e in examples if e is not None]
+        return cls(torch.tensor(rows, dtype=torch.float64), torch.cat(seen) if len(seen) == len(examples) else None)
 
     def mean(self) -> float:
         """The weighted mean loss of this process's chunks."""
@@ -71,16 +72,11 @@ def chunk_weight(batch: Batch, tapped: TappedLoss | None, batch_weight: BatchWei
     return float(leading_size(batch) or 1)
 
 
-def _example_rows(tapped: list[TappedLoss | None]) -> Tensor | None:
-    """The rows of :class:`Parts`, unless the tap missed the loss of a chunk."""
-    seen = [t for t in tapped if t is not None]
-    if len(seen) < len(tapped):
-        return None
-    unknown = torch.tensor(math.nan, dtype=torch.float64)
-    columns = [(t.weights, t.losses, t.errors, t.confidences) for t in seen]
-    return torch.cat(
-        [torch.stack([unknown.expand(len(w)) if c is None else c.cpu() for c in (w, *rest)], 1) for w, *rest in columns]
-    )
+def example_rows(tapped: TappedLoss) -> Tensor:
+    """Weight, loss, error and confidence of each example ``(n, 4)`` on the CPU, NaN where unknown."""
+    unknown = torch.full_like(tapped.losses, math.nan)
+    columns = (tapped.weights, tapped.losses, tapped.errors, tapped.confidences)
+    return torch.stack([unknown if c is None else c for c in columns], 1).cpu()
 
 
 def combined(parts: Parts, collective: Collective) -> Evaluation:

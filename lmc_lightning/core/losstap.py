@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class LossTap(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._calls: list[tuple[Callable[..., Any], dict[str, Any], Any]] = []
+        self._calls: list[tuple[Callable[..., Any], dict[str, Any], Any, list[int]]] = []
 
     def __enter__(self) -> "LossTap":
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -98,9 +99,10 @@ class LossTap(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _WATCHED:
-            bound = inspect.signature(func).bind(*args, **(kwargs or {}))
+            bound = _signature(func).bind(*args, **(kwargs or {}))
             bound.apply_defaults()
-            self._calls.append((func, dict(bound.arguments), result))
+            arguments = dict(bound.arguments)
+            self._calls.append((func, arguments, result, _versions(arguments)))
         return result
 
     def match(self, loss: Tensor) -> TappedLoss | None:
@@ -108,8 +110,9 @@ class LossTap(TorchFunctionMode):
         equal = [call for call in self._calls if _equals(call[2], loss)]
         if len(equal) != 1 or equal[0][1]["reduction"] != "mean":
             return None
-        func, arguments, _ = equal[0]
-        return _tapped(func, arguments)
+        func, arguments, _, versions = equal[0]
+        # What a step has overwritten since, as targets by predictions, is not what the loss was of.
+        return _tapped(func, arguments) if _versions(arguments) == versions else None
 
     def required(self, loss: Tensor | None) -> TappedLoss:
         """The call that :meth:`match` finds.
@@ -121,6 +124,15 @@ class LossTap(TorchFunctionMode):
         if tapped is None:
             raise ValueError(NO_OUTPUTS)
         return tapped
+
+
+def _versions(arguments: Mapping[str, Any]) -> list[int]:
+    return [a._version for a in arguments.values() if isinstance(a, Tensor) and not a.is_inference()]
+
+
+@cache
+def _signature(func: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(func)
 
 
 def _equals(result: Any, loss: Tensor) -> bool:

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from lmc_lightning.core.chunks import Chunks, Weighting, first_examples, rechunk
 from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.convolution import lean_convolutions
-from lmc_lightning.core.evaluation import ChunkEvaluation, Evaluation, Parts, chunk_weight, combined
+from lmc_lightning.core.evaluation import Evaluation, combined
+from lmc_lightning.core.forward import Buffers, ForwardPasses
 from lmc_lightning.core.gauss_newton import GaussNewtonProduct, OutputCurvature, outer_products, output_hessian
 from lmc_lightning.core.glassbox import glass_box, seed_everything
 from lmc_lightning.core.hvp import CurvatureProduct, FiniteDifferenceProduct, HessianProduct
+from lmc_lightning.core.leading import Theta
 from lmc_lightning.core.losstap import NO_OUTPUTS, LossTap, TappedLoss
 from lmc_lightning.core.params import parameter_layout, refuse_sharded
-from lmc_lightning.core.shadow import LOW_PRECISION, Mode, Shadow, cast, preserved_state, state_of
+from lmc_lightning.core.shadow import LOW_PRECISION, Mode, Shadow, cast, preserved_state
 from lmc_lightning.core.shared_state import SharedState
 from lmc_lightning.core.structure import leading_size, with_tensors
 from lmc_lightning.types import Batch, BatchWeight, LossFn
@@ -86,9 +88,8 @@ class Objective:
         self._module, self._loss_fn, self._batch_weight = module, loss_fn, batch_weight
         self._shared = SharedState(module)
         self.collective = collective or Collective()
-        self._needs_grad = False
+        self._passes = ForwardPasses(self, batch_weight)
         self._without_graph: set[int] = set()
-        self._stateful: bool | None = None  # unknown until the baseline pass has been watched
         self._latest: tuple[object, nn.Module] | None = None
         with self.box():
             self._shadow = Shadow(module, replacements=replacements, dtype=dtype, keep_precision=precision is not None)
@@ -105,7 +106,7 @@ class Objective:
             raise ValueError("Expected at least one probe batch, got none. Give a loader that yields batches.")
         if size is None:
             return Chunks(tuple(given), additive=False)
-        return rechunk(given, size, lambda some: self._evaluate(self._theta, some, None).mean())
+        return rechunk(given, size, lambda some: self._passes.over(some, self._theta).mean())
 
     @contextmanager
     def box(self) -> Iterator[None]:
@@ -130,9 +131,8 @@ class Objective:
     @cached_property
     def baseline(self) -> Evaluation:
         """The evaluation at ``theta()``; its weights are those of every mean over the probe set."""
-        evaluation = self._evaluate_all(self._theta, None)
-        self._stateful = self._stateful is True
-        return evaluation
+        with self.box():
+            return combined(self.collective.agree(lambda: self._passes.watched(self._theta)), self.collective)
 
     @property
     def num_params(self) -> int:
@@ -172,14 +172,36 @@ class Objective:
 
     def evaluate(self, theta: Tensor, *, buffers: Mapping[str, Tensor] | None = None) -> Evaluation:
         """Loss, error and their values per example at θ, one forward pass over the probe set."""
-        if self._stateful is None:
-            _ = self.baseline  # the pass that watches the steps; if they keep no state, all further ones are cheaper
-        return self._evaluate_all(theta, buffers)
+        return self.evaluate_many([theta], buffers=[buffers])[0]
 
-    def _evaluate_all(self, theta: Tensor, buffers: Mapping[str, Tensor] | None) -> Evaluation:
+    def evaluate_many(
+        self,
+        thetas: Iterable[Theta],
+        *,
+        buffers: Iterable[Buffers] | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> list[Evaluation]:
+        """:meth:`evaluate` at each of many points, which share whatever does not depend on θ.
+
+        Bit for bit what :meth:`evaluate` finds, except at points given as :class:`~lmc_lightning.core.leading.Mix`: at
+        these a leading linear layer is computed at the anchors alone, on CPUs, which agrees up to rounding.
+
+        Args:
+            thetas: the points; an iterator is drawn from in blocks, so that not all are in memory at once.
+            buffers: those of each point.
+            progress: told, after each chunk, how many points' worth of work are done.
+        """
+        if self._passes.stateful is None:
+            _ = self.baseline  # the pass that watches the steps; if they keep no state, all further ones are cheaper
+        given = ((theta, None) for theta in thetas) if buffers is None else zip(thetas, buffers, strict=True)
         with self.box():
-            parts = self.collective.agree(lambda: self._evaluate(theta, self.batches, buffers))
-            return combined(parts, self.collective)
+            return self._passes.evaluate(given, progress)
+
+    def known(self, theta: Tensor, buffers: Mapping[str, Tensor]) -> Evaluation | None:
+        """The baseline, where that is what :meth:`evaluate` would find."""
+        own = self.buffers
+        same = torch.equal(theta, self._theta) and all(torch.equal(b, own[n]) for n, b in buffers.items())
+        return self.baseline if same else None
 
     def grad(self, theta: Tensor) -> Tensor:
         """∇L(θ) ``(P,)``, summed over chunks in float64."""
@@ -254,8 +276,7 @@ class Objective:
     def chunk_loss(self, index: int, theta: Tensor) -> float:
         """One chunk's mean loss at θ; NaN where the step skips it."""
         with self.box():
-            part = self._evaluate_chunk(theta.detach().clone(), index, self.batches[index], None)
-        self._latest = None
+            part = self._passes.afresh(theta, index, self.batches[index])
         return float("nan") if part is None else part[0]
 
     def chunk_gradient(self, index: int, theta: Tensor) -> Tensor:
@@ -295,56 +316,32 @@ class Objective:
     ) -> nn.Module:
         """A fresh module whose selected parameters are differentiable views of θ, or of the tensors' parts of it."""
         tensors = self.layout.unflatten(theta) if isinstance(theta, Tensor) else self.layout.shaped(theta)
+        return self.module_with(tensors, buffers=buffers, mode=mode)
+
+    def module_with(
+        self, tensors: Mapping[str, Tensor], *, buffers: Buffers = None, mode: Mode | None = None
+    ) -> nn.Module:
+        """A fresh module that computes with these very tensors as its selected parameters."""
         return self._shadow.at(tensors, buffers=buffers, mode=mode or self.mode)
 
-    def _module_for(self, leaf: Tensor | tuple[Tensor, ...], buffers: Mapping[str, Tensor] | None = None) -> nn.Module:
+    def _module_for(self, leaf: tuple[Tensor, ...]) -> nn.Module:
         """A module at ``leaf`` in its pristine state: the last one, where steps were seen to leave that as it is."""
-        if self._stateful is False and self._latest is not None and self._latest[0] is leaf:
+        if self._passes.stateful is False and self._latest is not None and self._latest[0] is leaf:
             return self._latest[1]
-        module = self.module_at(leaf, buffers=buffers)
+        module = self.module_at(leaf)
         self._latest = (leaf, module)
         return module
 
     def step(self, module: nn.Module, batch: Batch, *, seed: int = 0) -> Tensor | None:
         """The loss of ``batch`` by the user's own step on ``module`` (from :meth:`module_at`), under a fixed seed."""
+        return self.run(module, self.placed(batch), seed=seed)
+
+    def run(self, module: nn.Module, placed: Batch, *, seed: int = 0) -> Tensor | None:
+        """As :meth:`step`, on a private copy of a batch, which the user's step may change."""
         seed_everything(self.seed + seed)
         with self.precision() if self.precision else nullcontext(), self._shared.preserved():
-            return self._loss_fn(module, self.placed(batch))
+            return self._loss_fn(module, placed)
 
     def _chunk_loss(self, module: nn.Module, index: int, batch: Batch) -> Tensor | None:
         loss = self.step(module, batch, seed=index)
         return None if loss is None else loss.reshape(())
-
-    def _evaluate(self, theta: Tensor, batches: Sequence[Batch], buffers: Mapping[str, Tensor] | None) -> Parts:
-        # Private to the steps, which may clamp or re-normalise their parameters in place.
-        leaf = theta.detach().clone().requires_grad_(self._needs_grad)
-        parts = [self._evaluate_chunk(leaf, i, batch, buffers) for i, batch in enumerate(batches)]
-        self._latest = None
-        if not any(parts):
-            raise ValueError(f"The step returned no loss for any of {len(parts)} batches in mode={self.mode!r}.")
-        return Parts.of(parts)
-
-    def _evaluate_chunk(
-        self, leaf: Tensor, index: int, batch: Batch, buffers: Mapping[str, Tensor] | None
-    ) -> ChunkEvaluation | None:
-        if self._stateful is not False:
-            leaf = leaf.detach().clone()
-        leaf.requires_grad_(self._needs_grad)
-        module = self._module_for(leaf, buffers)
-        before = state_of(module) if self._stateful is None else None
-        try:
-            with torch.set_grad_enabled(self._needs_grad), LossTap() as tap:
-                loss = self._chunk_loss(module, index, batch)
-        except RuntimeError:
-            if self._needs_grad:
-                raise
-            # Some steps differentiate inside themselves and cannot run without a graph.
-            self._needs_grad = True
-            return self._evaluate_chunk(leaf, index, batch, buffers)
-        if before is not None and state_of(module) != before:
-            self._stateful = True
-        if loss is None:
-            return None
-        tapped = tap.match(loss)
-        value = loss.item() if tapped is None else tapped.mean
-        return value, chunk_weight(batch, tapped, self._batch_weight), tapped

@@ -219,9 +219,9 @@ def _refusing(module: nn.Module, overrides: Mapping[int, object]) -> dict[int, A
     return refusing
 
 
-def state_of(module: nn.Module) -> list[object]:
-    """All that a step may change in ``module``, comparable with ``==``; tensors by version and sum."""
-    return [_state_of(value) for value in _walk(module)]
+def state_of(root: object) -> list[object]:
+    """All that a step may change in a module or batch, comparable with ``==``; tensors by version and sum."""
+    return [_state_of(value) for value in _walk(root)]
 
 
 def _state_of(value: Any) -> object:

@@ -11,7 +11,8 @@ from torch import Tensor
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.bands import standard_error, student_quantile, sup_t_quantile
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, Endpoint, checked_ts, uniform_ts
-from lmc_lightning.landscape.profiles import Curve, Grid, Profile, Progress, StateEvaluator, profiles_along
+from lmc_lightning.landscape.profiles import Curve, Grid, Profile, Progress, profiles_along
+from lmc_lightning.landscape.states import StateEvaluator
 
 NumPoints: TypeAlias = int | Literal["adaptive"]
 """How many points of a path are looked at, or that its peak decides."""

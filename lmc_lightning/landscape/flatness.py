@@ -1,7 +1,7 @@
 """Sharpness under random perturbations: how far the loss rises on average, and at most, around θ."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -107,10 +107,8 @@ def random_max(
     """
     require_positive(r=r, num_draws=num_draws)
     loss = _centre(objective, theta, centre).loss
-    rises = [
-        objective.evaluate(theta + r * d).loss - loss
-        for d in _directions(objective, theta, radius, num_draws, generator)
-    ]
+    draws = (theta + r * d for d in _directions(objective, theta, radius, num_draws, generator))
+    rises = [evaluation.loss - loss for evaluation in objective.evaluate_many(draws)]
     largest = math.nan if any(map(math.isnan, rises)) else max(0.0, *rises)
     flags = nonfinite(all(map(math.isfinite, rises)))
     details = {"radius_kind": radius}
@@ -147,10 +145,9 @@ def flatness_profile(
     """
     require_positive(num_samples=num_samples, **{f"radii[{i}]": r for i, r in enumerate(radii)})
     known = _centre(objective, theta, centre)
-    losses, errors = torch.zeros(2, len(radii), num_samples, dtype=torch.float64)
-    for sample, direction in enumerate(_directions(objective, theta, radius, num_samples, generator)):
-        for index, r in enumerate(radii):
-            losses[index, sample], errors[index, sample] = _both_ways(objective, theta, r * direction)
+    directions = _directions(objective, theta, radius, num_samples, generator)
+    steps = (r * direction for direction in directions for r in radii)
+    losses, errors = _both_ways(objective, theta, steps).reshape(2, num_samples, len(radii)).mT
     common = {"num_losses": 2 * num_samples, "details": {"radius_kind": radius}}
     rises = [mean_of(row - known.loss, radius=r, **common) for r, row in zip(radii, losses, strict=True)]
     if known.error is None:
@@ -171,20 +168,18 @@ def _under_noise(
 ) -> Measured:
     require_positive(sigma=sigma, num_samples=num_samples)
     loss = _centre(objective, theta, centre).loss
-    rises = torch.zeros(num_samples, dtype=torch.float64)
-    for index in range(num_samples):
-        noise = gaussian(theta.numel(), generator, device=theta.device, dtype=theta.dtype).mul_(sigma * scale)
-        rises[index] = _both_ways(objective, theta, noise)[0] - loss
+    draws = (gaussian(theta.numel(), generator, device=theta.device, dtype=theta.dtype) for _ in range(num_samples))
+    rises = _both_ways(objective, theta, (draw.mul_(sigma * scale) for draw in draws))[0] - loss
     expected = sigma * norm(scale.expand_as(theta))
     details = {"radius_kind": kind, "expected_norm": expected}
     return mean_of(rises, radius=sigma, num_losses=2 * num_samples, details=details)
 
 
-def _both_ways(objective: Objective, theta: Tensor, step: Tensor) -> tuple[float, float]:
-    """The mean of loss and error at θ + step and θ − step; an error that is unknown is NaN."""
-    passes = [objective.evaluate(theta + step), objective.evaluate(theta - step)]
-    errors = [math.nan if p.error is None else p.error for p in passes]
-    return sum(p.loss for p in passes) / 2, sum(errors) / 2
+def _both_ways(objective: Objective, theta: Tensor, steps: Iterable[Tensor]) -> Tensor:
+    """The means of loss and of error ``(2, n)`` at θ + step and θ − step; an error that is unknown is NaN."""
+    passes = objective.evaluate_many(point for step in steps for point in (theta + step, theta - step))
+    values = [(p.loss, math.nan if p.error is None else p.error) for p in passes]
+    return torch.tensor(values, dtype=torch.float64).reshape(-1, 2, 2).mean(1).T
 
 
 def _directions(

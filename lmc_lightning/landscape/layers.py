@@ -8,7 +8,7 @@ import torch
 from lmc_lightning.core.params import ParameterLayout
 from lmc_lightning.landscape.barrier import Barrier, NumPoints, barriers_on, line_profiles
 from lmc_lightning.landscape.paths import NUM_POINTS, Endpoint
-from lmc_lightning.landscape.profiles import StateEvaluator
+from lmc_lightning.landscape.states import StateEvaluator
 
 Barriers = Mapping[str, Mapping[str, Barrier]]
 """By split and metric."""

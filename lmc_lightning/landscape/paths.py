@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from lmc_lightning.core.leading import Anchors, Mix
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.params import ParameterLayout
 
@@ -80,7 +81,7 @@ def _under_own_names(objective: Objective, tensors: Mapping[str, Tensor]) -> Map
 
 def linear_path(
     end_a: Endpoint, end_b: Endpoint, *, buffers: Literal["interpolate", "endpoint"] = "interpolate"
-) -> Path:
+) -> "Line":
     """The straight line θ(t) = (1−t)θ_A + tθ_B, exact at both ends and everywhere when θ_A = θ_B.
 
     Args:
@@ -93,17 +94,38 @@ def linear_path(
         ValueError: the ends differ in the length of θ, or in names or shapes of parameters or buffers.
     """
     _check_alike(end_a, end_b)
-    moving = buffers == "interpolate"
+    return Line(Anchors((end_a.theta, end_b.theta)), end_a.buffers, end_b.buffers, moving=buffers == "interpolate")
 
-    def path(t: float) -> tuple[Tensor, Mapping[str, Tensor]]:
-        theta = torch.lerp(end_a.theta, end_b.theta, t)
+
+@dataclass(frozen=True)
+class Line:
+    """A path that is straight in θ, so that points of it can be evaluated together.
+
+    Attributes:
+        ends: θ at 0 and at 1.
+        buffers_a: Buffers at 0 and, unless they are ``moving``, up to 1.
+        buffers_b: Buffers at 1.
+        moving: Whether floating buffers go along.
+    """
+
+    ends: Anchors
+    buffers_a: Mapping[str, Tensor]
+    buffers_b: Mapping[str, Tensor]
+    moving: bool
+
+    def __call__(self, t: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """θ and buffers at t."""
+        mix, buffers = self.point(t)
+        return mix.theta, buffers
+
+    def point(self, t: float) -> tuple[Mix, Mapping[str, Tensor]]:
+        """The same, θ as a mix of the ends."""
+        mix = self.ends.at(t)
         if t == 1:
-            return theta, end_b.buffers
-        if t == 0 or not moving:
-            return theta, end_a.buffers
-        return theta, {name: _between(a, end_b.buffers[name], t) for name, a in end_a.buffers.items()}
-
-    return path
+            return mix, self.buffers_b
+        if t == 0 or not self.moving:
+            return mix, self.buffers_a
+        return mix, {name: _between(a, self.buffers_b[name], t) for name, a in self.buffers_a.items()}
 
 
 def _check_alike(end_a: Endpoint, end_b: Endpoint) -> None:

@@ -1,24 +1,22 @@
-"""Loss, error and other metrics of states of a network, and along the paths between them."""
+"""Loss, error and other metrics along the paths between states of a network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, TypeAlias
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from lmc_lightning.core.evaluation import Evaluation
+from lmc_lightning.core.leading import point_of
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.adaptive import next_points
-from lmc_lightning.landscape.batchnorm import has_batch_norm, running_statistics
-from lmc_lightning.landscape.paths import BatchStats, Endpoint, Path, checked_ts, linear_path, uniform_ts
+from lmc_lightning.landscape.paths import BatchStats, Endpoint, Line, Path, checked_ts, uniform_ts
+from lmc_lightning.landscape.states import Measured, Point, StateEvaluator
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called as ``progress(done, total)``; the total of an adaptive grid is its present size."""
-
-Metrics: TypeAlias = Callable[[Tensor, Mapping[str, Tensor]], Mapping[str, float]]
-"""θ ``(P,)`` and buffers ↦ metrics by name, each better when smaller."""
 
 Grid: TypeAlias = Tensor | Sequence[float] | Literal["adaptive"]
 
@@ -70,113 +68,6 @@ class Profile:
     def errors(self) -> Tensor | None:
         """1 − accuracy at each t, ``(T,)``, where it is known."""
         return self.curves["error"].values if "error" in self.curves else None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One state on one split."""
-
-    evaluation: Evaluation
-    further: Mapping[str, float] = field(default_factory=dict)
-
-
-class StateEvaluator:
-    """Loss, error and other metrics of any state of a module on several splits, BatchNorm's statistics by one policy.
-
-    What is found at an endpoint is kept as long as the endpoint lives, so that many paths share it.
-
-    Args:
-        objectives: one for each split, over one module.
-        batch_stats: ``"recompute"`` takes BatchNorm's statistics of every state, endpoints included, from the batches
-            of ``stats_objective``; under ``"interpolate"`` and ``"endpoint"`` they are those that a path gives. Without
-            BatchNorm, or where its layers do not use running statistics, there is no policy.
-        stats_objective: the module on training batches, with ``mode="train"``.
-        further: metrics other than loss and error, by split.
-
-    Raises:
-        ValueError: ``"recompute"`` without ``stats_objective``.
-    """
-
-    def __init__(
-        self,
-        objectives: Mapping[str, Objective],
-        *,
-        batch_stats: BatchStats | None = None,
-        stats_objective: Objective | None = None,
-        further: Mapping[str, Metrics] | None = None,
-    ) -> None:
-        if batch_stats == "recompute" and stats_objective is None:
-            raise ValueError(
-                "batch_stats='recompute' needs training batches: pass stats_objective=Objective(module, batches, "
-                "loss_fn, mode='train'), or choose batch_stats='interpolate'."
-            )
-        self.objectives, self.batch_stats = objectives, batch_stats
-        self._stats_objective, self._further = stats_objective, further or {}
-        self._ends: WeakKeyDictionary[Endpoint, dict[str, Measured]] = WeakKeyDictionary()
-        self._own: WeakKeyDictionary[Endpoint, dict[str, Measured]] = WeakKeyDictionary()
-
-    @classmethod
-    def with_default_policy(
-        cls,
-        objectives: Mapping[str, Objective],
-        *,
-        batch_stats: BatchStats | None = None,
-        stats_objective: Objective | None = None,
-        further: Mapping[str, Metrics] | None = None,
-    ) -> "StateEvaluator":
-        """One that recomputes statistics unless told otherwise, where the module has any."""
-        policy = (batch_stats or "recompute") if any(map(_uses_running_statistics, objectives.values())) else None
-        return cls(objectives, batch_stats=policy, stats_objective=stats_objective, further=further)
-
-    @property
-    def objective(self) -> Objective:
-        """The module on the first of the splits."""
-        return next(iter(self.objectives.values()))
-
-    def at(self, theta: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, Measured]:
-        """One state by split; a pass over each, and one over the training batches where statistics are recomputed."""
-        return self._measure(theta, self.buffers_at(theta, buffers))
-
-    def buffers_at(self, theta: Tensor, buffers: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The buffers that a state is evaluated with."""
-        if self.batch_stats == "recompute" and self._stats_objective is not None:
-            return running_statistics(self._stats_objective, theta, buffers)
-        return buffers
-
-    def end(self, end: Endpoint) -> dict[str, Measured]:
-        """An endpoint by split, evaluated once."""
-        if self.batch_stats != "recompute":
-            return self.own(end)
-        return _remembered(self._ends, end, lambda: self.at(end.theta, end.buffers))
-
-    def own(self, end: Endpoint) -> dict[str, Measured]:
-        """An endpoint by split with the statistics that it came with, evaluated once."""
-        return _remembered(self._own, end, lambda: self._measure(end.theta, end.buffers))
-
-    def line(self, end_a: Endpoint, end_b: Endpoint) -> Path:
-        """The straight line between two states, buffers by the policy."""
-        return linear_path(end_a, end_b, buffers="endpoint" if self.batch_stats == "endpoint" else "interpolate")
-
-    def _measure(self, theta: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, Measured]:
-        return {
-            split: Measured(
-                objective.evaluate(theta, buffers=buffers),
-                self._further[split](theta, buffers) if split in self._further else {},
-            )
-            for split, objective in self.objectives.items()
-        }
-
-
-def _remembered(
-    known: WeakKeyDictionary[Endpoint, dict[str, Measured]], end: Endpoint, measure: Callable[[], dict[str, Measured]]
-) -> dict[str, Measured]:
-    if end not in known:
-        known[end] = measure()
-    return known[end]
-
-
-def _uses_running_statistics(objective: Objective) -> bool:
-    return objective.mode == "eval" and has_batch_norm(objective.module_at(objective.theta()))
 
 
 def loss_profile(
@@ -250,13 +141,17 @@ def profiles_along(
         ValueError: ``ts`` does not ascend from 0 to 1.
     """
     fixed = None if isinstance(ts, str) else checked_ts(uniform_ts() if ts is None else ts).tolist()
-    start, stop = ends or (Endpoint(*_at(path, 0.0)), Endpoint(*_at(path, 1.0)))
+    start, stop = ends or (_end(path, 0.0), _end(path, 1.0))
     found: dict[float, dict[str, Measured]] = {}
+    told = _Told(progress)
     while due := [t for t in fixed if t not in found] if fixed else _refined(found):
-        for t in due:
-            found[t] = states.at(*_at(path, t)) if 0 < t < 1 else states.end(stop if t else start)
-            if progress is not None:
-                progress(len(found), len(fixed) if fixed else len(found) - 1 + len(due) - due.index(t))
+        inner = [t for t in due if 0 < t < 1]
+        found |= {t: states.end(stop if t else start) for t in due if not 0 < t < 1}
+        size = len(fixed or [*found, *inner])
+        told(len(found), size)
+        measured = states.along([_at(path, t) for t in inner], partial(told.after, len(found), size))
+        found |= dict(zip(inner, measured, strict=True))
+        told(len(found), size)
     own_ends = [states.own(end) for end in (start, stop)]
     grid, eps = sorted(found), torch.finfo(start.theta.dtype).eps
     return {
@@ -273,9 +168,31 @@ def profiles_along(
     }
 
 
-def _at(path: Path, t: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+class _Told:
+    """Tells of every point once."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress, self._last = progress, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        for number in range(self._last + 1, done + 1):
+            if self._progress is not None:
+                self._progress(number, total)
+        self._last = max(done, self._last)
+
+    def after(self, earlier: int, total: int, done: int) -> None:
+        """So many points are done beside the earlier ones."""
+        self(earlier + done, total)
+
+
+def _end(path: Path, t: float) -> Endpoint:
+    theta, buffers = _at(path, t)
+    return Endpoint(point_of(theta), buffers)
+
+
+def _at(path: Path, t: float) -> Point:
     with torch.inference_mode(False):  # a step that differentiates by its inputs cannot save inference tensors
-        return path(t)
+        return path.point(t) if isinstance(path, Line) else path(t)
 
 
 def _refined(found: Mapping[float, Mapping[str, Measured]]) -> list[float]:

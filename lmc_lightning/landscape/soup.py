@@ -10,7 +10,7 @@ from torch import Tensor
 from lmc_lightning.core.evaluation import Evaluation
 from lmc_lightning.landscape.bands import standard_error
 from lmc_lightning.landscape.paths import Endpoint
-from lmc_lightning.landscape.profiles import Measured, StateEvaluator
+from lmc_lightning.landscape.states import Measured, StateEvaluator
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lmc_lightning.callbacks.comparison import (
 )
 from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier
 from lmc_lightning.landscape.paths import endpoint_of
-from lmc_lightning.landscape.profiles import StateEvaluator
+from lmc_lightning.landscape.states import StateEvaluator
 from tests.callbacks.runs import Classifier, conv_net, loader
 from tests.problems import normal
 

@@ -83,6 +83,25 @@ def test_a_step_that_fails_on_its_own_batches_is_an_error() -> None:
         rechunk(split((VALUES,), [5, 5]), 4, broken)
 
 
+def test_of_a_large_batch_two_chunks_are_evaluated_to_check() -> None:
+    seen: list[int] = []
+
+    def counting(some: Sequence[Any]) -> float:
+        seen.append(sum(len(b[0]) for b in some))
+        return mean(some)
+
+    assert rechunk([(VALUES,)], 3, counting).additive
+    assert seen == [6, 6]
+    assert not rechunk([(VALUES,)], 3, lambda some: float(len(some))).additive
+
+
+def test_a_step_that_takes_no_part_of_its_batch_keeps_it() -> None:
+    def fixed_size(some: Sequence[Any]) -> float:
+        return mean([(b[0].view(len(VALUES), 1),) for b in some])
+
+    assert rechunk([(VALUES,)], 3, fixed_size).batches[0][0] is VALUES
+
+
 def test_only_the_first_batches_are_evaluated_to_check() -> None:
     seen: list[int] = []
 

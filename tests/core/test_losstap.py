@@ -190,3 +190,12 @@ def test_the_tap_changes_no_gradient() -> None:
     (gradient,) = torch.autograd.grad(loss, leaf)
     (expected,) = torch.autograd.grad(F.cross_entropy(leaf, labels(N)), leaf)
     assert torch.equal(gradient, expected)
+
+
+def test_a_call_whose_targets_were_overwritten_afterwards_is_not_known() -> None:
+    logits, targets = normal(5, 3, seed=1), torch.arange(5) % 3
+    with LossTap() as tap:
+        loss = F.cross_entropy(logits, targets)
+        assert tap.match(loss) is not None
+        targets.copy_(logits.argmax(1))
+    assert tap.match(loss) is None

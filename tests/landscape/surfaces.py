@@ -66,9 +66,10 @@ class Counting(Objective):
 
     losses = gradients = 0
 
-    def evaluate(self, *args: Any, **options: Any) -> Any:
-        self.losses += 1
-        return super().evaluate(*args, **options)
+    def evaluate_many(self, *args: Any, **options: Any) -> Any:
+        found = super().evaluate_many(*args, **options)
+        self.losses += len(found)
+        return found
 
     def grad(self, theta: Tensor) -> Tensor:
         self.gradients += 1

@@ -6,7 +6,8 @@ from lmc_lightning.landscape.attribution import attribution
 from lmc_lightning.landscape.barrier import barrier, line_profiles
 from lmc_lightning.landscape.outputs import outputs_at
 from lmc_lightning.landscape.paths import Endpoint, uniform_ts
-from lmc_lightning.landscape.profiles import Curve, Profile, StateEvaluator
+from lmc_lightning.landscape.profiles import Curve, Profile
+from lmc_lightning.landscape.states import StateEvaluator
 from tests.landscape.test_barrier import labelled, network, pair
 from tests.problems import cross_entropy
 

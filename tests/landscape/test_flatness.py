@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -98,14 +99,15 @@ def test_the_profile_of_a_linear_loss_is_flat() -> None:
 
 def test_the_points_lie_on_the_sphere() -> None:
     objective, seen = conv_net(), []
-    theta, evaluate = objective.theta(), objective.evaluate
+    theta, evaluate_many = objective.theta(), objective.evaluate_many
 
-    def watched(point: torch.Tensor, **options: Any) -> Any:
-        seen.append(float((point - theta).norm() / theta.norm()))
-        return evaluate(point, **options)
+    def watched(points: Iterable[torch.Tensor], **options: Any) -> Any:
+        points = list(points)
+        seen.extend(float((point - theta).norm() / theta.norm()) for point in points)
+        return evaluate_many(points, **options)
 
     centre = centre_at(objective, theta)
-    objective.evaluate = watched  # type: ignore[method-assign]
+    objective.evaluate_many = watched  # type: ignore[method-assign, assignment]
     random_max(objective, theta, generator=generator(0), centre=centre)
     assert seen == pytest.approx([0.02] * 20, rel=1e-6)
     seen.clear()

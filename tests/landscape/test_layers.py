@@ -6,7 +6,7 @@ from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.barrier import barrier_between
 from lmc_lightning.landscape.layers import LayerBarriers, layer_barriers, mixed, module_groups
 from lmc_lightning.landscape.paths import Endpoint, endpoint_of
-from lmc_lightning.landscape.profiles import StateEvaluator
+from lmc_lightning.landscape.states import StateEvaluator
 from tests.problems import cross_entropy, generator, normal
 
 POINTS = 7

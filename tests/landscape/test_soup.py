@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.paths import Endpoint
-from lmc_lightning.landscape.profiles import StateEvaluator
 from lmc_lightning.landscape.soup import average_of, soup_gains
+from lmc_lightning.landscape.states import StateEvaluator
 from tests import problems
 from tests.problems import cross_entropy, generator, normal
 
