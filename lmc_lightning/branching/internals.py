@@ -21,7 +21,7 @@ PRIVATE_NAMES = {
         "setup_data",
     ),
     "epoch_loop": ("advance", "batch_progress", "scheduler_progress", "automatic_optimization", "manual_optimization"),
-    "val_loop": ("_data_source", "_combined_loader", "_last_val_dl_reload_epoch"),
+    "val_loop": ("_data_source", "_combined_loader", "_last_val_dl_reload_epoch", "_results"),
     "connector": (
         "_precision_plugin_flag",
         "checkpoint_io",
@@ -60,6 +60,12 @@ def loaders(loop: Any) -> list[Any]:
 def metrics(trainer: Any) -> dict[str, Tensor]:
     """``trainer.callback_metrics`` as they stand; the public property would compute pending metrics."""
     values: dict[str, Tensor] = trainer._logger_connector._callback_metrics
+    return values
+
+
+def validation_metrics(trainer: Any) -> dict[str, Tensor]:
+    """What the validation that has just ended logged; everything in it is computed."""
+    values: dict[str, Tensor] = val_loop(trainer)._results.metrics(False)["callback"]
     return values
 
 

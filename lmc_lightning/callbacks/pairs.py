@@ -37,7 +37,7 @@ class Pair:
         """Which runs these are, for a record."""
         first, second = self.first.child, self.second.child
         return {
-            "intervention": self.second.intervention and str(self.second.intervention),
+            "intervention": self.second.variant,
             "pair": self.kind,
             "run": self.second.name,
             "parent": self.first.name,
@@ -49,18 +49,21 @@ class Pair:
 
 def pairs_of(family: Family, kinds: Sequence[PairKind]) -> list[Pair]:
     """The pairs of a family in the order of its children; those of siblings only where both are completed."""
-    branches: dict[str, list[Node]] = {}
+    branches: dict[tuple[str, str | None], list[Node]] = {}
     for child in family.children:
-        branches.setdefault(child.label, []).append(child)
-    return [pair for label, children in branches.items() for pair in _pairs(family.trunk, children, label, kinds)]
+        branches.setdefault((child.label, child.variant if child.child is not None else None), []).append(child)
+    return [pair for _, children in branches.items() for pair in _pairs(family.trunk, children, kinds)]
 
 
-def _pairs(trunk: Node, children: Sequence[Node], label: str, kinds: Sequence[PairKind]) -> Iterator[Pair]:
+def _pairs(trunk: Node, children: Sequence[Node], kinds: Sequence[PairKind]) -> Iterator[Pair]:
     planned = [c for c in children if c.child is not None]
+    variant = planned[0].variant if planned else None
+    label = f"{children[0].label}/{variant}" if variant else children[0].label
     if "trunk" in kinds:
         for child in children:
             # Those that were made afterwards do not change the keys of the planned ones.
-            own = child.name.removeprefix(f"{label}_") if len(planned) > 1 or child not in planned else ""
+            own = child.name.removeprefix(f"{label.replace('/', '_')}_")
+            own = own if len(planned) > 1 or child not in planned else ""
             yield Pair("trunk", trunk, child, f"{label}/{own}" if own else label)
     if "siblings" in kinds:
         for one, other in combinations([c for c in planned if c.status == "completed"], 2):

@@ -17,7 +17,9 @@ def family(tmp_path: Path) -> Family:
         Node("k1_000_child_0", k1=0, child=0, branch_step=0, status="completed", epochs={0: 0, 2: 6}),
         *(Node(f"k1_001_child_{j}", k1=1, child=j, status="completed", epochs={1: 3, 2: 6}) for j in range(3)),
         Node("k1_step_000004_child_0", k1_step=4, child=0, branch_step=4, status="completed", epochs={2: 6}),
-        Node("k1_000_lr_half", k1=0, branch_step=0, status="completed", epochs={2: 6}, intervention={"lr": 0.5}),
+        Node(
+            "k1_000_lr_half", k1=0, branch_step=0, status="completed", epochs={2: 6}, intervention={"name": "lr_half"}
+        ),
     ]
     found.children[2].status = "failed"
     return found
@@ -35,7 +37,7 @@ def test_children_are_compared_with_their_trunk(family: Family) -> None:
     ]
     assert all(pair.first is family.trunk for pair in pairs)
     assert pairs[0].epochs == [0, 2]
-    assert (pairs[0].lineage["intervention"], pairs[1].lineage["intervention"]) == (None, "{'lr': 0.5}")
+    assert (pairs[0].lineage["intervention"], pairs[1].lineage["intervention"]) == (None, "lr_half")
 
 
 def test_siblings_are_compared_where_both_are_completed(family: Family) -> None:
