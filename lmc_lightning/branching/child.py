@@ -44,7 +44,7 @@ class Child(Callback):
         self._node, self._family, self._fork, self._replay = node, family, fork, replay
         self._advance, self._end, self._intervention = advance, end, intervention
         self._evidence = Evidence(node)
-        self.curves = Curves(family.curves_path(node) if family.writes else None)
+        self.curves = Curves(family.curves_path(node) if family.writes else None, fork.position.step)
         self._checkpoint: dict[str, Any] | None = None
         self._epoch_started = self._forked = self._trains = False
         self._first_batches = 0

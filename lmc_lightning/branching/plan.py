@@ -54,6 +54,12 @@ class Point:
         """``k1_005`` or ``k1_step_000500``."""
         return label_of_point(self.axis, self.at)
 
+    @classmethod
+    def of(cls, label: str) -> "Point":
+        """The branch point of this ``label``."""
+        axis: Axis = "step" if label.startswith("k1_step_") else "epoch"
+        return cls(axis, int(label.rsplit("_", 1)[1]))
+
     def is_behind(self, epoch: int, step: int) -> bool:
         """Whether a run at this epoch and step has come by."""
         return self.at < (epoch if self.axis == "epoch" else step)

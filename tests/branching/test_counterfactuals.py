@@ -38,6 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:More than half of the captured .* examples have one label"),
     pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step"),  # SequentialLR's own call
 ]
 
@@ -155,10 +156,10 @@ SCHEDULES: dict[str, tuple[Schedule | None, str]] = {
 }
 
 
-@pytest.mark.parametrize("optimizer", [sgd, adam])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_rate_made_another_is_that_of_a_plain_loop_bit_for_bit(name: str, optimizer: Any) -> None:
+def test_a_rate_made_another_is_that_of_a_plain_loop_bit_for_bit(name: str) -> None:
     schedule, interval = SCHEDULES[name]
+    optimizer = (sgd, adam)[list(SCHEDULES).index(name) % 2]
     rate = rates(schedule, interval == "step", optimizer)
     module = Regression(optimizer, schedule, interval)
     changes = {"*0.5": lambda lr: lr * 0.5, "+0.01": lambda lr: lr + 0.01, 0.02: lambda lr: 0.02}
@@ -219,13 +220,13 @@ def test_a_closure_is_evaluated_under_the_schedule_and_stepped_under_the_overrid
         return loss
 
     assert optimizer.step(closure) == 1.0
-    assert (float(parameter), seen, optimizer.param_groups[0]["lr"]) == (0.5, [0.5], 0.5)
+    assert (parameter.item(), seen, optimizer.param_groups[0]["lr"]) == (0.5, [0.5], 0.5)
 
 
 def test_an_attribute_of_the_module() -> None:
     branching = trunk_and_child(Regression(sgd, None, "epoch"), override={"module.penalty": 0.1})
     (child,) = branching.family.children
-    assert child.name == "k1_step_000005_module_penalty_0.1_child_0"
+    assert child.name == "k1_step_000005_module.penalty_0.1_child_0"
     assert child.effect == {"module.penalty": {"from": 0.0, "to": 0.1}}
     weight = [branching.family.state(run, EPOCHS)["net.0.weight"].norm() for run in ("trunk", child)]
     assert weight[1] < 0.9 * weight[0]
@@ -404,10 +405,10 @@ def test_a_gradient_is_that_of_the_recorded_batch() -> None:
     effect = children[0].effect
     assert effect["loss"] == pytest.approx(float(loss), rel=1e-12)
     assert effect["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-10)
-    (down,) = displacements(perturbed(perturb={**what, "size": -1e-3}, children=1)[2])
-    torch.testing.assert_close(down, -move, rtol=1e-9, atol=1e-12)
     saved = Family.load(branching.family.folder).node(children[0].name)
     assert (saved.effect, saved.intervention) == (effect, children[0].intervention)
+    (down,) = displacements(perturbed(perturb={**what, "size": -1e-3}, children=1)[2])
+    torch.testing.assert_close(down, -move, rtol=1e-9, atol=1e-12)
 
 
 def test_only_the_named_parameters_move() -> None:
