@@ -122,9 +122,10 @@ def _draw(table: pd.DataFrame) -> "Figure":
     curves: dict[str, NDArray[np.float64]] = {}
     forks: list[float] = []
     for run, rows in table.groupby("run", sort=False):
-        label = str(run).replace(f"_{first.intervention}", "").removesuffix("_child_0").replace("_", " ")
-        curves[label] = rows[["step", "difference"]].to_numpy(dtype=float)
         forks.append(float(rows["branch_step"].iloc[0]))
+        child = str(run).rpartition("_child_")[2]
+        label = f"after {forks[-1]:.0f} steps" + (f", child {child}" if child != "0" else "")
+        curves[label] = rows[["step", "difference"]].to_numpy(dtype=float)
     paired = "same batches and noise as the trunk" if table["paired"].all() else "noise of its own: not paired"
     return figure_of(
         plot_differences(
@@ -132,6 +133,6 @@ def _draw(table: pd.DataFrame) -> "Figure":
             forks=forks,
             title=f"Effect of {first.intervention} on {first.quantity}",
             ylabel=f"{first.quantity}, child − trunk",
-            caption=f"child − trunk at each step, {paired} · of long curves faint: each step, bold: running mean",
+            caption=f"child − trunk at each step, {paired}",
         )
     )

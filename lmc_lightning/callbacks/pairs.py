@@ -25,7 +25,7 @@ class Pair:
     second: Node
     """At t = 1; always a child."""
     label: str
-    """The last part of the keys, e.g. ``k1_005``, ``k1_005/child_1`` or ``k1_005/siblings_0_1``."""
+    """The last part of the keys, e.g. ``k1_005``, ``k1_005/lr_x0.5``, ``k1_005/child_1`` or ``k1_005/siblings_0_1``."""
 
     @property
     def epochs(self) -> list[int]:
@@ -102,7 +102,13 @@ def work_on(
         names = [family.trunk.name, *dict.fromkeys(name for pair in pairs for name in _apart(pair, epoch))]
         if "soup" in comparison.extras and any(_apart(pair, epoch) for pair in due):
             lineage = {"pair": "family", "run": "family", "parent": family.trunk.name, "runs": names}
-            yield Work("family", family.step_of_epoch(epoch), epoch, lineage, partial(_mix, comparison, ends, names))
+            label = "/".join(part for part in ("family", variant_of(family)) if part)
+            yield Work(label, family.step_of_epoch(epoch), epoch, lineage, partial(_mix, comparison, ends, names))
+
+
+def variant_of(family: Family) -> str:
+    """The name of what was done to the children of a family; empty where it was nothing."""
+    return next((child.variant for child in family.children if child.variant), "")
 
 
 def start_of(family: Family, objective: Objective) -> Endpoint | None:

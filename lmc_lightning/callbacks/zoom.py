@@ -130,7 +130,7 @@ def replay(
     if any(getattr(callback, "results", None) for callback in callbacks):
         raise ValueError("Expected new callbacks, got one that has measured already: its records would be mixed.")
     label = _nearest(family, start)
-    branches = family.folder / family.configuration["branches"]
+    branches = (family.folder / family.configuration["branches"]).resolve()
     node = child_of(Point.of(label), "replay", "same", 0)
     node.name = _free_name(branches, f"replay_{start:06d}_{stop:06d}")
     apart = _alone(family, label)

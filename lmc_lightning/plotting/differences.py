@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from lmc_lightning.plotting.style import FAINT, new_axes, set_heading, style
 
 _WINDOWS = 40
-"""Points of a running mean over which a long curve is averaged, as a share of its length."""
+"""A running mean is over this part of a long curve."""
+_SPIKE = 10.0
+"""How far the largest difference may stand out from most of them before the axis is compressed."""
 
 
 def plot_differences(
@@ -22,7 +24,10 @@ def plot_differences(
     caption: str = "",
     forks: Sequence[float] = (),
 ) -> Axes:
-    """Differences against the optimizer step around a line at zero, with a running mean where there are many.
+    """Differences against the optimizer step around a line at zero.
+
+    Long curves are faint, under their running mean. Where a few differences dwarf most, the axis is linear around zero
+    and logarithmic beyond.
 
     Args:
         curves: ``(S, 2)`` steps and values by label.
@@ -50,6 +55,11 @@ def plot_differences(
             ax.plot(steps, values, color=color, label=label, marker="o" if len(values) < 30 else "", markersize=4)
             if index < len(forks):
                 ax.axvline(forks[index], color=color, linestyle=":", linewidth=1.2)
+        sizes = np.abs(np.concatenate([curve[:, 1] for curve in curves.values()]))
+        most = float(np.nanquantile(sizes, 0.8))
+        if 0 < _SPIKE * most < float(np.nanmax(sizes)):
+            ax.set_yscale("symlog", linthresh=most)
+            ylabel = f"{ylabel} (log beyond ±{most:.1g})"
         ax.set_xlabel("optimizer step (dotted: the fork)" if forks else "optimizer step")
         ax.set_ylabel(ylabel)
         if len(curves) > 1:

@@ -349,8 +349,7 @@ def displacements(at_fork: list[tuple[int, str, dict[str, Tensor]]]) -> list[Ten
     return [torch.cat([(values[n] - trunk[n]).flatten() for n in trunk]) for _, _, values in at_fork[1:]]
 
 
-@pytest.mark.parametrize("relative", [False, True])
-@pytest.mark.parametrize("direction", ["gaussian", "gradient"])
+@pytest.mark.parametrize(("direction", "relative"), [("gaussian", True), ("gradient", False)])
 def test_a_perturbation_has_the_size_that_was_asked_for(direction: str, relative: bool) -> None:
     what = {"size": 0.25, "relative": relative, "direction": direction, "num_examples": 12}
     _, children, at_fork = perturbed(perturb=what)
@@ -403,7 +402,7 @@ def test_a_gradient_is_that_of_the_recorded_batch() -> None:
     (move,) = displacements(at_fork)
     torch.testing.assert_close(move, 1e-3 * gradient / gradient.norm(), rtol=1e-9, atol=1e-15)
     effect = children[0].effect
-    assert effect["loss"] == pytest.approx(float(loss), rel=1e-12)
+    assert effect["loss"] == pytest.approx(loss.item(), rel=1e-12)
     assert effect["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-10)
     saved = Family.load(branching.family.folder).node(children[0].name)
     assert (saved.effect, saved.intervention) == (effect, children[0].intervention)
