@@ -159,7 +159,11 @@ class CheckpointBranching(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Copy what children are built from, before anything is trained."""
         if stage == "fit":
-            place = [c for c in trainer.callbacks if isinstance(c, CheckpointBranching)].index(self)
+            branchings = [c for c in trainer.callbacks if isinstance(c, CheckpointBranching)]
+            place = branchings.index(self)
+            if any(hasattr(callback, "measure_family") for callback in trainer.callbacks):
+                for other in branchings[:place]:
+                    _refuse_same_names(self.plan, other.plan)
             if self.plan.intervention is not None:
                 self.plan.intervention.check_module(pl_module)
             self._reported.clear()
@@ -263,6 +267,15 @@ class CheckpointBranching(Callback):
         told = {name: value for name, value in given.items() if name not in usual or usual[name] != value}
         arguments = ", ".join(f"{name}={value!r}" for name, value in told.items())
         return f"CheckpointBranching({arguments})" + (f"\n{self.family!r}" if self._trunk else "")
+
+
+def _refuse_same_names(plan: Plan, other: Plan) -> None:
+    shared = {node.name for node in plan.nodes()} & {node.name for node in other.nodes()}
+    if shared:
+        raise ValueError(
+            f"Two CheckpointBranching callbacks have children called {min(shared)}, whose barriers would share their "
+            "keys. Use other branch points or sizes, or children= of one of them."
+        )
 
 
 def _intervention(perturb: Mapping[str, Any] | None, override: Mapping[str, Value] | None) -> Intervention | None:

@@ -521,6 +521,13 @@ def test_counterfactuals_beside_the_usual_children_have_keys_of_their_own() -> N
     assert len(displaced) == 4
 
 
+def test_two_families_whose_children_would_share_keys_are_refused() -> None:
+    twice = [CheckpointBranching(epochs=[1], perturb={"size": 0.1}, seed=seed) for seed in (0, 1)]
+    barrier = InterpolationBarrier(epochs=[2], num_points=3, num_examples=8)
+    with pytest.raises(ValueError, match=r"children called k1_001_gaussian_0\.1_child_0, whose barriers would share"):
+        fit(net(), plain(), *twice, barrier)
+
+
 def test_curves_go_on_in_a_resumed_trunk(tmp_path: Path) -> None:
     what = {"steps": [3], "override": {"optimizer.lr": "*2"}, "when": "never"}
     whole = CheckpointBranching(**what)

@@ -1,5 +1,7 @@
 """A part of a run once more: what is measured then is what the run would have recorded, and changed data is noticed."""
 
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +13,6 @@ from torch.utils.data import Dataset
 
 from lmc_lightning import replay
 from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.portable import main_script
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.callbacks.hessian_spectrum import HessianSpectrum
 from lmc_lightning.callbacks.sharpness import Sharpness
@@ -185,5 +186,14 @@ def test_what_cannot_be_replayed() -> None:
         replay(manual.family, start=5, stop=6)
 
 
-def test_a_script_that_replays_its_own_run_is_not_run_again() -> None:
-    assert main_script() is None or Path(main_script() or "").is_absolute()
+def test_a_script_that_replays_its_own_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(runs.Net):
+        pass
+
+    script = tmp_path / "train.py"
+    script.write_text("raise SystemExit('run again')")
+    main = types.ModuleType("__main__")
+    main.__file__, main.Mine = str(script), Mine  # type: ignore[attr-defined]
+    Mine.__module__, Mine.__qualname__ = "__main__", "Mine"
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert replay(trunk(kind=Mine).family, start=8, stop=9).exact
