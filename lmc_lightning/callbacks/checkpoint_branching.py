@@ -139,7 +139,7 @@ class CheckpointBranching(Callback):
             if child.variant and child.status == "completed" and child.branch_step == child.end_step:
                 child.reason = "nothing was done to it: the trunk ended there"
                 trunk.family.save_child(child)
-        if self.plan.intervention is not None and not trunk.trainer.fast_dev_run:
+        if self.plan.intervention is not None and trunk.family.writes and not trunk.trainer.fast_dev_run:
             with trunk.guarded("compare the curves"):
                 report_differences(trunk.family, trunk.trainer, self._reported)
 

@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_EVIDENCE = {
+    "first_batches": "digest after the fork",
+    "batches": "at starts of epochs",
+    "order": "of orders",
+    "augmentation": "of augmentations",
+    "weights": "of weights",
+    "losses": "losses of steps",
+}
+
+
 @dataclass(frozen=True)
 class Zoom:
     """What :func:`replay` found, on the step axis of the trunk."""
@@ -47,7 +57,7 @@ class Zoom:
     callbacks: Sequence[Any] = field(repr=False)
     """Those that were given, with their results."""
     losses: dict[int, float] = field(repr=False)
-    """The training loss by step, from the snapshot on."""
+    """The training loss by step, from the snapshot on: that of step s is at the state after s − 1 steps."""
     trunk_losses: dict[int, float] = field(repr=False)
     """That of the trunk, over the whole run."""
 
@@ -83,7 +93,7 @@ class Zoom:
         around |= {s: v for s, v in (self.trunk_losses or self.losses).items() if abs(s - self.stop) <= margin}
         panels = {TRAIN_LOSS: np.array(sorted(around.items())).reshape(-1, 2)}
         panels |= {key: table[key].dropna().reset_index().to_numpy(dtype=float) for key in keys or known[:3]}
-        proof = ", ".join(f"{number} {what.replace('_', ' ')}" for what, number in self.compared.items() if number)
+        proof = ", ".join(f"{number} {_EVIDENCE[what]}" for what, number in self.compared.items() if number)
         caption = f"equal to the run bit for bit: {proof}" if self.exact else f"NOT the same run: {self.reason}"
         title = f"Steps {self.start} to {self.stop} once more, from {self.snapshot}"
         return plot_zoom(panels, (self.start, self.stop), title=title, caption=caption)
