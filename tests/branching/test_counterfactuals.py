@@ -234,8 +234,14 @@ def test_an_attribute_of_the_module() -> None:
     assert float(loss["difference"].iloc[0]) > 0.01  # at once: it is the loss that was changed
 
 
-@pytest.mark.parametrize("name", ["BatchNorm, dropout, augmentation", "two optimizers", "accumulated"])
-@pytest.mark.parametrize("what", [{"override": {"optimizer.lr": "*1.0"}}, {"perturb": {"size": 0}}])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("BatchNorm, dropout, augmentation", {"perturb": {"size": 0}}),
+        ("two optimizers", {"override": {"optimizer.lr": "*1.0"}}),
+        ("accumulated", {"override": {"optimizer.lr": "+0"}}),
+    ],
+)
 def test_nothing_done_is_the_trunk_bit_for_bit(name: str, what: dict[str, Any]) -> None:
     kind, arguments = {
         "BatchNorm, dropout, augmentation": (runs.StepDecay, {}),
@@ -501,22 +507,22 @@ def test_differences_are_those_of_the_curves_that_were_logged() -> None:
     assert not any(key in row for _, row in logger.rows[again:])
 
 
+@pytest.mark.slow
 def test_counterfactuals_beside_the_usual_children_have_keys_of_their_own() -> None:
     barrier = InterpolationBarrier(epochs=[2], num_points=3, num_examples=8, splits=("train",), on_error="raise")
     several = [
         CheckpointBranching(epochs=[1]),
-        CheckpointBranching(epochs=[1], override={"optimizer.lr": "*0.5"}),
         CheckpointBranching(epochs=[1], override={"optimizer.lr": "*2"}, noise="fresh"),
         CheckpointBranching(epochs=[1], perturb={"size": 0.1}, children=2),
     ]
     fit(net(), plain(), *several, barrier, max_epochs=2)
-    labels = ["k1_001", "k1_001/gaussian_0.1/child_0", "k1_001/gaussian_0.1/child_1", "k1_001/lr_x0.5", "k1_001/lr_x2"]
+    labels = ["k1_001", "k1_001/gaussian_0.1/child_0", "k1_001/gaussian_0.1/child_1", "k1_001/lr_x2"]
     for step in (5, 10):
         found = sorted(r.name for r in barrier.results if r.step == step and "loss" in r.name)
         assert found == [f"barrier/train_loss/{label}" for label in labels]
-    assert [set(b.differences["paired"]) for b in several] == [set(), {True}, {False}, {True}]
+    assert [set(b.differences["paired"]) for b in several] == [set(), {False}, {True}]
     names = [child.name for branching in several for child in branching.family.children]
-    assert len(set(names)) == len(names) == 5
+    assert len(set(names)) == len(names) == 4
     displaced = [r.value for r in barrier.results if r.step == 5 and "gaussian" in r.name]
     assert len(displaced) == 4
 

@@ -61,7 +61,11 @@ def values(records: list[Record]) -> dict[tuple[int, str], Any]:
 
 @pytest.mark.parametrize(
     ("start", "stop", "snapshot"),
-    [(5, 9, "k1_step_000003"), (8, 8, "k1_step_000008"), (10, 15, "k1_step_000008")],
+    [
+        (5, 9, "k1_step_000003"),
+        (8, 8, "k1_step_000008"),
+        pytest.param(10, 15, "k1_step_000008", marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_measured_afterwards_is_what_the_run_would_have_recorded(start: int, stop: int, snapshot: str) -> None:
     steps = list(range(start, stop + 1))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lmc_lightning.branching.lineage import Family, Node
-from lmc_lightning.callbacks.pairs import pairs_of
+from lmc_lightning.callbacks.pairs import pairs_of, variant_of
 
 
 @pytest.fixture
@@ -45,3 +45,17 @@ def test_siblings_are_compared_where_both_are_completed(family: Family) -> None:
     assert pair.label == "k1_001/siblings_0_2"
     assert pair.lineage["run"] == "k1_001_child_2"
     assert pair.lineage["parent"] == "k1_001_child_0"
+
+
+def test_what_was_done_to_children_is_part_of_their_label(family: Family) -> None:
+    done = {"name": "lr_x0.5", "seed": 1}
+    family.children = [
+        Node(f"k1_001_lr_x0.5_child_{j}", k1=1, child=j, status="completed", epochs={2: 6}, intervention=done)
+        for j in range(2)
+    ]
+    labels = [pair.label for pair in pairs_of(family, ["trunk", "siblings"])]
+    assert labels == ["k1_001/lr_x0.5/child_0", "k1_001/lr_x0.5/child_1", "k1_001/lr_x0.5/siblings_0_1"]
+    del family.children[1]
+    (pair,) = pairs_of(family, ["trunk"])
+    assert (pair.label, pair.lineage["intervention"]) == ("k1_001/lr_x0.5", "lr_x0.5")
+    assert variant_of(family) == "lr_x0.5"
