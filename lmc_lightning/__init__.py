@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from lmc_lightning.callbacks.base import MeasurementCallback
     from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
     from lmc_lightning.callbacks.defaults import default_callbacks
+    from lmc_lightning.callbacks.differences import paired_differences
     from lmc_lightning.callbacks.edge_of_stability import EdgeOfStability
     from lmc_lightning.callbacks.family_table import family_table, onset_of, seed_means
     from lmc_lightning.callbacks.hessian_spectrum import HessianSpectrum
     from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
     from lmc_lightning.callbacks.offline import interpolation_barrier, measure
     from lmc_lightning.callbacks.sharpness import Sharpness
+    from lmc_lightning.callbacks.zoom import replay
     from lmc_lightning.landscape.barrier import Barrier
     from lmc_lightning.landscape.onset import bisect_onset
     from lmc_lightning.recording import Record
@@ -36,6 +38,8 @@ _HOMES = {
     "interpolation_barrier": "callbacks.offline",
     "measure": "callbacks.offline",
     "onset_of": "callbacks.family_table",
+    "paired_differences": "callbacks.differences",
+    "replay": "callbacks.zoom",
     "seed_means": "callbacks.family_table",
     "summarize": "summary",
 }
@@ -56,6 +60,8 @@ __all__ = [
     "interpolation_barrier",
     "measure",
     "onset_of",
+    "paired_differences",
+    "replay",
     "seed_means",
     "summarize",
 ]

@@ -218,9 +218,10 @@ class Recorder:
 
     def _save_picture(self, picture: np.ndarray, key: str, step: int) -> None:
         if self.directory is not None:
-            buffer = io.BytesIO()
-            Image.fromarray(picture).save(buffer, format="png")
-            self._write(self.directory / "figures" / f"{slug(key)}_{step:06d}.png", buffer.getvalue())
+            try:
+                save_picture(self.directory, picture, key, step)
+            except OSError as error:
+                self._note(f"Cannot write {slug(key)}: {error}")
 
     def _save_arrays(self, arrays: Mapping[str, np.ndarray], key: str, step: int) -> None:
         if self.directory is not None:
@@ -308,6 +309,14 @@ def _show(logger: Any, measurement: Measurement, pictures: Mapping[str, np.ndarr
         log_mesh(logger, key, mesh, step)
     for key, embedding in measurement.embeddings.items():
         log_embedding(logger, key, embedding, step)
+
+
+def save_picture(directory: Path, picture: np.ndarray, key: str, step: int) -> None:
+    """Write a figure to ``<directory>/figures/<key>_<step>.png``."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="png")
+    path = directory / "figures" / f"{slug(key)}_{step:06d}.png"
+    write_atomic(path, lambda file: file.write(buffer.getvalue()))
 
 
 def plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from lmc_lightning.branching import internals
+from lmc_lightning.branching.curves import Curves
 from lmc_lightning.branching.evidence import DIGESTED_BATCHES, Evidence, chained
 from lmc_lightning.branching.lineage import Family, Fork, Node, Position
 from lmc_lightning.branching.plan import Intervention
@@ -43,6 +44,7 @@ class Child(Callback):
         self._node, self._family, self._fork, self._replay = node, family, fork, replay
         self._advance, self._end, self._intervention = advance, end, intervention
         self._evidence = Evidence(node)
+        self.curves = Curves(family.curves_path(node) if family.writes else None, fork.position.step)
         self._checkpoint: dict[str, Any] | None = None
         self._epoch_started = self._forked = self._trains = False
         self._first_batches = 0
@@ -79,7 +81,8 @@ class Child(Callback):
         if trainer.global_step != self._fork.position.step:
             raise RuntimeError(f"Expected {self._fork.position.step} steps at the fork, got {trainer.global_step}.")
         if self._intervention is not None:
-            self._intervention.apply(trainer, pl_module)
+            seed = (self._node.intervention or {}).get("seed", 0)
+            self._node.effect = self._intervention.apply(trainer, pl_module, seed)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """See to it that the child trains itself."""
@@ -103,12 +106,18 @@ class Child(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop in the middle of an epoch if the trunk did, unless the child's own ``max_steps`` does it."""
         self._advance()
+        self.curves.see_batch(trainer, outputs)
         if self._arrived(trainer) and not trainer.is_last_batch and trainer.global_step != trainer.max_steps:
             trainer.should_stop = True
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Note the metrics."""
+        self.curves.see_validation(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop at the end of the trunk's last epoch."""
         self._evidence.end_epoch(trainer)
+        self.curves.write()
         if self._arrived(trainer):
             trainer.should_stop = True
 
@@ -126,6 +135,7 @@ class Child(Callback):
 
     def close(self) -> None:
         """Leave the loaders as they were, however the child has ended."""
+        self.curves.write()
         self._evidence.close()
         self._replay.close()
 

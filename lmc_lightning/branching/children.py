@@ -16,6 +16,7 @@ from lmc_lightning.branching.evidence import judge
 from lmc_lightning.branching.isolation import isolated
 from lmc_lightning.branching.lineage import Family, Fork, Node, Position
 from lmc_lightning.branching.noise import noise_state, set_noise_state
+from lmc_lightning.branching.plan import Intervention
 from lmc_lightning.branching.replay import Replay
 from lmc_lightning.branching.spawn import Blueprint, remove_curves
 from lmc_lightning.branching.storage import verify
@@ -134,7 +135,13 @@ class Children:
                 self._family.save_child(child)
 
     def train(
-        self, child: Node, *, end: Position | None = None, extra: Sequence[Any] = (), advance: Any = lambda: None
+        self,
+        child: Node,
+        *,
+        end: Position | None = None,
+        extra: Sequence[Any] = (),
+        advance: Any = lambda: None,
+        at_fork: Intervention | None = None,
     ) -> None:
         """Train one child, in the process as it is, and compare what it saw with what the trunk saw.
 
@@ -143,6 +150,7 @@ class Children:
             end: where it ends; None: where its Trainer ends it.
             extra: callbacks for this child alone.
             advance: called after each batch.
+            at_fork: done when it leaves the trunk; by default what its entry says.
 
         Raises:
             DamagedFileError: a file of the snapshot is not what was written.
@@ -151,7 +159,9 @@ class Children:
         child.branch_step = fork.position.step
         verify(self._family.folder / fork.folder, fork.digests)
         noise = torch.load(self._family.folder / fork.noise(self._rank), map_location="cpu", weights_only=True)
-        callback = Child(child, self._family, fork, Replay(noise, child), advance, end, self._blueprint.intervention)
+        # A child that was asked for afterwards may be without what is done to the others.
+        intervention = at_fork if child.intervention is None else self._blueprint.intervention
+        callback = Child(child, self._family, fork, Replay(noise, child), advance, end, intervention)
         fit = self._blueprint.build(callback, self._branches / child.name, extra)
         try:
             fit(self._family.folder / fork.checkpoint)

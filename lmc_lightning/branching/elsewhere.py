@@ -61,8 +61,7 @@ def train_from_snapshot(
     else:
         family = _family_of_one(folder, output or folder / "children", fork, about)
     suffix = f"child_seed{noise_seed}" if "fresh" in noise_of(noise).values() else "child_same"
-    axis, at = ("step", about["label"][8:]) if about["label"].startswith("k1_step_") else ("epoch", about["label"][3:])
-    node = child_of(Point(axis, int(at)), suffix, noise, noise_seed)  # type: ignore[arg-type]
+    node = child_of(Point.of(about["label"]), suffix, noise, noise_seed)
     known = {child.name: child for child in family.children}
     node = known.setdefault(node.name, node)
     if node not in family.children:

@@ -14,14 +14,22 @@ PRIVATE_NAMES = {
         "_data_source",
         "_combined_loader",
         "_data_fetcher",
+        "min_epochs",
         "_last_train_dl_reload_epoch",
         "_load_combined_loader_states",
         "_restarting",
         "_resuming_from_checkpoint",
         "setup_data",
     ),
-    "epoch_loop": ("advance", "batch_progress", "scheduler_progress", "automatic_optimization", "manual_optimization"),
-    "val_loop": ("_data_source", "_combined_loader", "_last_val_dl_reload_epoch"),
+    "epoch_loop": (
+        "advance",
+        "batch_progress",
+        "scheduler_progress",
+        "automatic_optimization",
+        "manual_optimization",
+        "min_steps",
+    ),
+    "val_loop": ("_data_source", "_combined_loader", "_last_val_dl_reload_epoch", "_results"),
     "connector": (
         "_precision_plugin_flag",
         "checkpoint_io",
@@ -60,6 +68,12 @@ def loaders(loop: Any) -> list[Any]:
 def metrics(trainer: Any) -> dict[str, Tensor]:
     """``trainer.callback_metrics`` as they stand; the public property would compute pending metrics."""
     values: dict[str, Tensor] = trainer._logger_connector._callback_metrics
+    return values
+
+
+def validation_metrics(trainer: Any) -> dict[str, Tensor]:
+    """What the validation that has just ended logged; everything in it is computed."""
+    values: dict[str, Tensor] = val_loop(trainer)._results.metrics(False)["callback"]
     return values
 
 
@@ -194,6 +208,14 @@ def set_progress(trainer: Any, saved: dict[str, Any]) -> None:
     """Let the loops of the epoch count on from where the trunk's had come."""
     for name, counter in _counters(trainer).items():
         counter.load_state_dict(saved["counters"][name])
+
+
+def end_now(trainer: Any) -> None:
+    """Let a run end after this batch, whatever it was to do at least, without a validation in mid-epoch."""
+    trainer.should_stop = True
+    trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
+    if not trainer.is_last_batch:
+        trainer.limit_val_batches = 0
 
 
 def let_teardown_restore_signals(trainer: Any) -> None:

@@ -173,6 +173,10 @@ class Family:
         """The file of the weights that ``node`` has after ``epoch`` epochs."""
         return self.folder / "weights" / node.name / f"epoch_{epoch:04d}.pt"
 
+    def curves_path(self, node: Node) -> Path:
+        """The file of the losses and metrics of ``node``, step by step."""
+        return self.folder / "curves" / f"{node.name}.csv"
+
     def keep(self, node: Node, epoch: int, step: int, module: nn.Module) -> None:
         """Write the parameters and buffers of ``module``, atomically, and note them in the node."""
         state = {

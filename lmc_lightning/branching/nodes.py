@@ -22,7 +22,8 @@ class Node:
     """One training run of a family: the trunk, or a child that left it after some epochs or steps.
 
     Args:
-        name: ``"trunk"``, or the ``label`` followed by ``_child_{j}``; its folder among the kept weights.
+        name: ``"trunk"``, or the ``label`` followed by the intervention's name, if any, and ``_child_{j}``; its folder
+            among the kept weights.
         k1: completed epochs at which it left the trunk; None for the trunk, and where ``k1_step`` says so in steps.
         k1_step: optimizer steps taken at which it was to leave the trunk; None where ``k1`` says so in epochs.
         child: j, counted from 0 among the children of one ``k1``; None for the trunk and for runs from elsewhere.
@@ -32,7 +33,9 @@ class Node:
         noise: for each of order, augmentation and dropout, whether it is the trunk's.
         noise_seed: the seed that its own noise follows from; None: all is the trunk's.
         seeds: derived from ``noise_seed`` for each stream that is its own, where not all are.
-        intervention: what else was done to it at the fork; None: nothing.
+        intervention: what else was to be done to it at the fork, with its ``name`` and the ``seed`` of what it draws;
+            None: nothing.
+        effect: what the intervention did there: the values that it changed, the size of the step that it took.
         status: ``"completed"`` children have weights at every later epoch that the trunk kept, or a ``reason`` why not;
             ``"missing"`` ones have no snapshot to start from.
         reason: why it is not completed, or what is unusual about it.
@@ -59,6 +62,7 @@ class Node:
     noise_seed: int | None = None
     seeds: dict[Stream, int] = field(default_factory=dict)
     intervention: dict[str, Any] | None = None
+    effect: dict[str, Any] = field(default_factory=dict)
     status: Status = "pending"
     reason: str | None = None
     exact_replay: bool | None = None
@@ -95,6 +99,11 @@ class Node:
         return (self.k1 if self.k1_step is None else self.k1_step) or 0
 
     @property
+    def variant(self) -> str | None:
+        """The name of what was done to it at the fork; None: nothing."""
+        return None if self.intervention is None else str(self.intervention["name"])
+
+    @property
     def is_replay(self) -> bool:
         """Whether it is to repeat the trunk."""
         return self.noise_seed is None and self.intervention is None
@@ -118,6 +127,7 @@ class Node:
         """Forget an earlier attempt."""
         self.status, self.reason, self.exact_replay, self.shared = "running", None, None, {}
         self.end_step = self.first_batches = self.seconds = None
+        self.effect = {}
         for name in _BY_EPOCH:
             setattr(self, name, {})
 

@@ -16,11 +16,30 @@ Noise: TypeAlias = Choice | Mapping[Stream, Choice]
 class Intervention(Protocol):
     """What is done to a child at the moment of its fork, other than giving it noise of its own."""
 
-    def record(self) -> dict[str, Any]:
-        """Plain values that say what is done; kept in the child's node."""
+    @property
+    def name(self) -> str:
+        """What names of runs and log keys say of it, e.g. ``lr_x0.5``."""
 
-    def apply(self, trainer: Any, pl_module: Any) -> None:
-        """Do it: everything of the fork is restored, and the next batch is not yet fetched."""
+    def record(self) -> dict[str, Any]:
+        """Values as JSON has them that say what is done; kept in the child's node."""
+
+    def check_module(self, pl_module: Any) -> None:
+        """Refuse a module to which it cannot be done, in the trunk's ``setup``."""
+
+    def check(self, trainer: Any) -> None:
+        """Refuse a run to which it cannot be done, in the trunk's ``on_fit_start``."""
+
+    def apply(self, trainer: Any, pl_module: Any, seed: int) -> dict[str, Any]:
+        """Do it: everything of the fork is restored, and the next batch is not yet fetched.
+
+        Args:
+            trainer: the child's.
+            pl_module: its module.
+            seed: of what is drawn for it.
+
+        Returns:
+            What was found and done, as JSON has it, for the child's node.
+        """
 
 
 @dataclass(frozen=True, order=True)
@@ -34,6 +53,12 @@ class Point:
     def label(self) -> str:
         """``k1_005`` or ``k1_step_000500``."""
         return label_of_point(self.axis, self.at)
+
+    @classmethod
+    def of(cls, label: str) -> "Point":
+        """The branch point of this ``label``."""
+        axis: Axis = "step" if label.startswith("k1_step_") else "epoch"
+        return cls(axis, int(label.rsplit("_", 1)[1]))
 
     def is_behind(self, epoch: int, step: int) -> bool:
         """Whether a run at this epoch and step has come by."""
@@ -69,7 +94,15 @@ class Plan:
     intervention: Intervention | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, epochs: Sequence[int], steps: Sequence[int], children: int, noise: Noise, seed: int) -> "Plan":
+    def of(
+        cls,
+        epochs: Sequence[int],
+        steps: Sequence[int],
+        children: int,
+        noise: Noise,
+        seed: int,
+        intervention: Intervention | None = None,
+    ) -> "Plan":
         """A plan of checked arguments.
 
         Raises:
@@ -82,7 +115,7 @@ class Plan:
         if isinstance(children, bool) or not isinstance(children, int) or children < 1:
             raise ValueError(f"Expected children to be an integer of at least 1, got {children!r}.")
         noise_of(noise)
-        return cls(tuple(sorted(set(epochs))), tuple(sorted(set(steps))), children, noise, seed)
+        return cls(tuple(sorted(set(epochs))), tuple(sorted(set(steps))), children, noise, seed, intervention)
 
     @property
     def points(self) -> list[Point]:
@@ -91,8 +124,11 @@ class Plan:
 
     def nodes(self) -> list[Node]:
         """The children, none of them started."""
+        prefix = "" if self.intervention is None else f"{self.intervention.name}_"
         return [
-            child_of(point, f"child_{j}", self.noise, self._seed(point, j), child=j, intervention=self.intervention)
+            child_of(
+                point, f"{prefix}child_{j}", self.noise, self._seed(point, j), child=j, intervention=self.intervention
+            )
             for point in self.points
             for j in range(self.children)
         ]
@@ -103,7 +139,7 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """The arguments as plain values."""
         noise = self.noise if isinstance(self.noise, str) else dict(self.noise)
-        intervention = None if self.intervention is None else self.intervention.record()
+        intervention = None if self.intervention is None else _recorded(self.intervention)
         return {
             "epochs": list(self.epochs),
             "steps": list(self.steps),
@@ -123,8 +159,11 @@ def child_of(
     child: int | None = None,
     intervention: Intervention | None = None,
 ) -> Node:
-    """A child that has not started; the seeds of its own streams follow from ``noise_seed`` and their names."""
+    """A child that has not started; the seeds of what it draws for itself follow from ``noise_seed`` and names."""
     choices = noise_of(noise)
+    done = None
+    if intervention is not None:
+        done = _recorded(intervention) | {"seed": derive_seed(noise_seed, "intervention")}
     fresh = [stream for stream in STREAMS if choices[stream] == "fresh"]
     return Node(
         f"{point.label}_{suffix}",
@@ -134,5 +173,9 @@ def child_of(
         noise=choices,
         noise_seed=noise_seed if fresh else None,
         seeds={stream: derive_seed(noise_seed, stream) for stream in fresh} if 0 < len(fresh) < len(STREAMS) else {},
-        intervention=None if intervention is None else intervention.record(),
+        intervention=done,
     )
+
+
+def _recorded(intervention: Intervention) -> dict[str, Any]:
+    return {"name": intervention.name, **intervention.record()}

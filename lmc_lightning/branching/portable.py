@@ -37,12 +37,18 @@ class _Unpickler(pickle.Unpickler):
         return None
 
     def find_class(self, module: str, name: str) -> Any:
-        if module != "__main__" or self.script is None:
+        if module != "__main__" or self.script in (None, main_script()):
             return super().find_class(module, name)
         if "__mp_main__" not in sys.modules:
             sys.modules["__mp_main__"] = types.ModuleType("__mp_main__")
             vars(sys.modules["__mp_main__"]).update(runpy.run_path(self.script, run_name="__mp_main__"))
         return super().find_class("__mp_main__", name)
+
+
+def main_script() -> str | None:
+    """The script that this process runs."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    return None if script is None else str(Path(script).resolve())
 
 
 def save_blueprint(blueprint: Blueprint, path: Path) -> None:
@@ -60,10 +66,9 @@ def save_blueprint(blueprint: Blueprint, path: Path) -> None:
                 "process only. Define classes and functions at the top level of a module, and leave out of "
                 "`__getstate__` what refuses."
             ) from error
-    script = getattr(sys.modules["__main__"], "__file__", None)
 
     def write(file: BinaryIO) -> None:
-        pickle.dump(None if script is None else str(Path(script).resolve()), file)
+        pickle.dump(main_script(), file)
         _Pickler(file, blueprint.shared).dump(blueprint)
 
     write_atomic(path, write)

@@ -120,7 +120,7 @@ class Blueprint:
 
     Attributes:
         shared: what copies lead back to and share.
-        intervention: applied to every child at its fork; None: nothing.
+        intervention: applied at its fork to every child whose entry says so; None: nothing.
 
     Raises:
         ValueError: the arguments cannot be read back, or the module is compiled as a whole.

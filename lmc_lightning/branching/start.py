@@ -3,7 +3,7 @@
 from pathlib import Path
 from shutil import copytree
 
-from lmc_lightning.branching.lineage import Family, Position
+from lmc_lightning.branching.lineage import Family, Node, Position
 from lmc_lightning.branching.plan import Plan
 from lmc_lightning.branching.storage import link_or_copy
 
@@ -26,13 +26,18 @@ def start(family: Family, plan: Plan, resumed_at: Position | None, earlier: Path
             copytree(earlier, folder, copy_function=link_or_copy, ignore=lambda *_: {"claims"})
         if (folder / "lineage.json").is_file():
             _adopt(family, Family.load(folder), resumed_at)
-    known = {(node.name, node.noise_seed): node for node in family.children}
-    family.children = [known.get((node.name, node.noise_seed), node) for node in plan.nodes()]
+    known = {_identity(node): node for node in family.children}
+    family.children = [known.get(_identity(node), node) for node in plan.nodes()]
     family.trunk.status, family.trunk.reason = "running", None
     family.end = resumed_at or Position()
     if resumed_at is not None:
         for child in family.children:
             family.save_child(child)
+
+
+def _identity(node: Node) -> tuple[object, ...]:
+    """What makes a child of an earlier run the one that is planned."""
+    return node.name, node.noise_seed, str(node.intervention)
 
 
 def _adopt(family: Family, earlier: Family, here: Position) -> None:

@@ -150,8 +150,8 @@ class MeasurementCallback(Callback, ABC):
             self._continue(trainer, pl_module)
         elif not trainer.fast_dev_run:
             self._recorder.drop_failures(0)
-            self._visit_if_due(trainer, pl_module, "epoch", 0)
-            self._visit_if_due(trainer, pl_module, "step", 0)
+            self.visit_if_due(trainer, pl_module, "epoch", 0)
+            self.visit_if_due(trainer, pl_module, "step", 0)
 
     def draw_probes(self, trainer: Any, pl_module: Any) -> None:
         """Read the probe sets that need no training steps."""
@@ -168,14 +168,14 @@ class MeasurementCallback(Callback, ABC):
             return
         self._last_global_step = trainer.global_step
         self._step += 1
-        self._visit_if_due(trainer, pl_module, "step", self._step)
+        self.visit_if_due(trainer, pl_module, "step", self._step)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Visit the completed epoch."""
         self._probes.close("train")
         self._visit_pending(trainer)
         if trainer.is_last_batch:
-            self._visit_if_due(trainer, pl_module, "epoch", trainer.current_epoch + 1)
+            self.visit_if_due(trainer, pl_module, "epoch", trainer.current_epoch + 1)
         if self.expose:
             for name, value in self._recorder.latest().items():
                 # All processes have the same value, and are asked to say so. `log` is set by Lightning.
@@ -216,8 +216,8 @@ class MeasurementCallback(Callback, ABC):
         ends_epoch = trainer.is_last_batch and self.is_due("epoch", trainer.current_epoch + 1)
         return bool(ends_epoch or trainer.fast_dev_run or self.is_due("step", self._step + 1))
 
-    def _visit_if_due(self, trainer: Any, pl_module: Any, axis: Axis, count: int) -> None:
-        # A fast_dev_run has one batch and one epoch: every path is run once.
+    def visit_if_due(self, trainer: Any, pl_module: Any, axis: Axis, count: int) -> None:
+        """Visit the state after ``count`` epochs or steps, if scheduled; the only epoch of a fast_dev_run is."""
         if (trainer.fast_dev_run and axis == "epoch") or self.is_due(axis, count):
             self._request(trainer, pl_module, count if axis == "epoch" else trainer.current_epoch)
 

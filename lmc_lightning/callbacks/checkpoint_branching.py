@@ -1,18 +1,23 @@
 """Exact forks of a run at chosen epochs or steps, trained on under other noise."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
+import pandas as pd
 from lightning.pytorch import Callback
 
+from lmc_lightning.branching.curves import Curves
 from lmc_lightning.branching.internals import let_teardown_restore_signals
 from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.plan import Noise, Plan, When
+from lmc_lightning.branching.overrides import Override, Value
+from lmc_lightning.branching.plan import Intervention, Noise, Plan, When
 from lmc_lightning.branching.snapshot import rewind_to_epoch_start
 from lmc_lightning.branching.spawn import MakeTrainer
 from lmc_lightning.branching.trunk import Trunk
+from lmc_lightning.callbacks.differences import paired_differences, report_differences
+from lmc_lightning.callbacks.perturbation import Perturbation
 
 
 class CheckpointBranching(Callback):
@@ -33,6 +38,18 @@ class CheckpointBranching(Callback):
     had come, and continues after an interruption among them, and ``python -m lmc_lightning.branching`` does so in
     another process. ``fast_dev_run`` runs one child from the start and leaves no files.
 
+    With ``perturb`` or ``override`` every child is a counterfactual: one thing is done to it at the fork, and what it
+    trains on is the trunk's. Its keys and names say what (``barrier/train_loss/k1_005/lr_x0.5``), and at the end its
+    curves are compared with the trunk's, step by step: in ``differences``, in ``differences.csv`` in the family's
+    folder, and as
+
+    ===================================================  ============================================================
+    ``difference/train_loss/k1_{005}/{lr_x0.5}``         child − trunk, of the loss on the batch of each step
+    ``difference/{metric}/k1_{005}/{lr_x0.5}``           likewise of what ``validation_step`` logs
+    ``…/child_{j}``                                      appended when a branch point has several children
+    ``difference_curves/{train_loss}/{lr_x0.5}``         figure, of all children
+    ===================================================  ============================================================
+
     Cost: T + Σ(T − k₁) epochs, a checkpoint per branch point, a ``state_dict`` per run and kept epoch on disk, and
     copies of the module in memory; a fork at a step fetches again the batches before it in its epoch. Source: Frankle
     et al., arXiv:1912.05671, algorithm 1.
@@ -45,6 +62,11 @@ class CheckpointBranching(Callback):
         noise: ``"fresh"``: order, augmentation and dropout from the branch point on follow from a seed derived from
             ``seed``, k₁ and the child's number; ``"same"``: the trunk's own, so that the child repeats it bit for bit;
             or one of them for each of ``{"order": …, "augmentation": …, "dropout": …}``, where they are drawn apart.
+            None: ``"fresh"``, or ``"same"`` with ``perturb`` or ``override``.
+        perturb: the arguments of a :class:`Perturbation`, e.g. ``{"size": 0.01, "relative": True}``: the parameters are
+            displaced once, by a Gaussian vector or along the gradient of one batch.
+        override: settings that are the child's own, e.g. ``{"optimizer.lr": "*0.5"}`` or ``{"module.smoothing": 0.1}``;
+            see :class:`Override`.
         seed: of all fresh noise.
         when: children are trained at the ``"end"`` of the run; ``"immediately"``, as soon as there is a snapshot; or
             ``"never"`` by the run itself: by :meth:`run_children`, or elsewhere from the snapshots' folders.
@@ -52,8 +74,9 @@ class CheckpointBranching(Callback):
             be read back: plugins, a strategy or accelerator of your own, a subclass.
 
     Raises:
-        ValueError: impossible arguments; before the first step a branch point past the end, several devices, a Trainer
-            that cannot be read back without ``make_trainer``, or noise that cannot be had apart.
+        ValueError: impossible arguments; before the first step a setting that is not there, a branch point past the
+            end, several devices, a Trainer that cannot be read back without ``make_trainer``, or noise that cannot be
+            had apart.
         TypeError: in ``setup``, if the datamodule or a callback cannot be copied.
     """
 
@@ -63,7 +86,9 @@ class CheckpointBranching(Callback):
         epochs: Sequence[int] | None = None,
         steps: Sequence[int] = (),
         children: int = 1,
-        noise: Noise = "fresh",
+        noise: Noise | None = None,
+        perturb: Mapping[str, Any] | None = None,
+        override: Mapping[str, Value] | None = None,
         seed: int = 0,
         when: When = "end",
         make_trainer: MakeTrainer | None = None,
@@ -71,12 +96,17 @@ class CheckpointBranching(Callback):
         super().__init__()
         if epochs is None:
             epochs = () if steps else (0, 1, 2, 5)
-        self.plan = Plan.of(epochs, steps, children, noise, seed)
+        intervention = _intervention(perturb, override)
+        if noise is None:
+            noise = "fresh" if intervention is None else "same"
+        self.plan = Plan.of(epochs, steps, children, noise, seed, intervention)
         if when not in get_args(When):
             raise ValueError(f"Expected when to be 'end', 'immediately' or 'never', got {when!r}.")
         self.when: When = when
         self.make_trainer = make_trainer
         self._trunk: Trunk | None = None
+        self._curves = Curves(None)
+        self._reported: set[str] = set()
         self._saving = False
         self._earlier: Path | None = None
 
@@ -95,8 +125,23 @@ class CheckpointBranching(Callback):
         Raises:
             RuntimeError: no ``fit`` has started with this callback.
         """
-        self._fitted().run_children()
+        self._run_children(self._fitted())
         return self.family
+
+    @property
+    def differences(self) -> pd.DataFrame:
+        """Child − trunk at every step of those children to which something was done at the fork."""
+        return paired_differences(self.family)
+
+    def _run_children(self, trunk: Trunk) -> None:
+        trunk.run_children()
+        for child in trunk.family.children:
+            if child.variant and child.status == "completed" and child.branch_step == child.end_step:
+                child.reason = "nothing was done to it: the trunk ended there"
+                trunk.family.save_child(child)
+        if self.plan.intervention is not None and trunk.family.writes and not trunk.trainer.fast_dev_run:
+            with trunk.guarded("compare the curves"):
+                report_differences(trunk.family, trunk.trainer, self._reported)
 
     @property
     def state_key(self) -> str:
@@ -114,14 +159,28 @@ class CheckpointBranching(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Copy what children are built from, before anything is trained."""
         if stage == "fit":
-            place = [c for c in trainer.callbacks if isinstance(c, CheckpointBranching)].index(self)
+            branchings = [c for c in trainer.callbacks if isinstance(c, CheckpointBranching)]
+            place = branchings.index(self)
+            if any(hasattr(callback, "measure_family") for callback in trainer.callbacks):
+                for other in branchings[:place]:
+                    _refuse_same_names(self.plan, other.plan)
+            if self.plan.intervention is not None:
+                self.plan.intervention.check_module(pl_module)
+            self._reported.clear()
             self._trunk = Trunk(trainer, pl_module, self, place, self._own_save)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check what is to be done to the children, now that there are optimizers."""
+        if self.plan.intervention is not None:
+            self.plan.intervention.check(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the family."""
         trunk = self._fitted()
         with trunk.guarded("start the family"):
             trunk.begin(self._earlier)
+            path = trunk.family.curves_path(trunk.family.trunk) if trunk.family.writes else None
+            self._curves = Curves(path, trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Keep weights and take a snapshot, where either is due."""
@@ -135,11 +194,23 @@ class CheckpointBranching(Callback):
         with trunk.guarded("digest a batch"):
             trunk.see_batch(batch, batch_idx)
 
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Note the loss."""
+        with self._fitted().guarded("note the loss"):
+            self._curves.see_batch(trainer, outputs)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Note the metrics."""
+        if trainer.state.fn == "fit":
+            with self._fitted().guarded("note the metrics"):
+                self._curves.see_validation(trainer)
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Digest the order of the epoch."""
         trunk = self._fitted()
         with trunk.guarded("digest an epoch"):
             trunk.end_epoch()
+            self._curves.write()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Keep the last weights."""
@@ -155,7 +226,7 @@ class CheckpointBranching(Callback):
             trunk.complete()
             try:
                 if self.when != "never":
-                    trunk.run_children()
+                    self._run_children(trunk)
             except KeyboardInterrupt:
                 let_teardown_restore_signals(trainer)
                 raise
@@ -164,6 +235,8 @@ class CheckpointBranching(Callback):
         """Note that the trunk ended here."""
         if self._trunk is not None:
             self._trunk.close()
+            with self._trunk.guarded("write the curves"):
+                self._curves.write()
             self._trunk.break_off(exception)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -186,7 +259,7 @@ class CheckpointBranching(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the live run, whose trainer neither pickles nor copies."""
-        return {**self.__dict__, "_trunk": None}
+        return {**self.__dict__, "_trunk": None, "_curves": Curves(None)}
 
     def __repr__(self) -> str:
         given = {**vars(self.plan), "when": self.when}
@@ -194,3 +267,23 @@ class CheckpointBranching(Callback):
         told = {name: value for name, value in given.items() if name not in usual or usual[name] != value}
         arguments = ", ".join(f"{name}={value!r}" for name, value in told.items())
         return f"CheckpointBranching({arguments})" + (f"\n{self.family!r}" if self._trunk else "")
+
+
+def _refuse_same_names(plan: Plan, other: Plan) -> None:
+    shared = {node.name for node in plan.nodes()} & {node.name for node in other.nodes()}
+    if shared:
+        raise ValueError(
+            f"Two CheckpointBranching callbacks have children called {min(shared)}, whose barriers would share their "
+            "keys. Use other branch points or sizes, or children= of one of them."
+        )
+
+
+def _intervention(perturb: Mapping[str, Any] | None, override: Mapping[str, Value] | None) -> Intervention | None:
+    if perturb is not None and override is not None:
+        raise ValueError(
+            "Expected one intervention, got perturb and override, whose effects could not be told apart. Use two "
+            "CheckpointBranching callbacks."
+        )
+    if override is not None:
+        return Override(override)
+    return None if perturb is None else Perturbation.of(perturb)

@@ -9,7 +9,7 @@ import numpy as np
 
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.family_table import family_table, seed_means
-from lmc_lightning.callbacks.pairs import PAIR_KINDS, Pair, pairs_of
+from lmc_lightning.callbacks.pairs import PAIR_KINDS, Pair, pairs_of, variant_of
 from lmc_lightning.landscape.barrier import Barrier
 from lmc_lightning.plotting.barriers import barrier_caption, plot_barrier_curves, plot_barrier_heatmap, plot_gap_curves
 from lmc_lightning.plotting.family import Points, plot_family_tree, plot_lines
@@ -46,8 +46,10 @@ def family_figures(
             figures |= _of_metric(key, kind, completed, barriers, with_gaps=records is not None)
     if records is not None:
         table = family_table(records)
+        table = table[table["run"].isin([child.name for child in family.children])]
         further = _over_branch_points(table) | _of_distances(table) | {"family_tree": partial(_tree, family)}
-        figures |= {f"{key}/{name}" if name else key: draw for key, draw in further.items()}
+        suffixes = [part for part in (variant_of(family), name) if part]
+        figures |= {"/".join([key, *suffixes]): draw for key, draw in further.items()}
     return figures
 
 
@@ -66,14 +68,15 @@ def _of_metric(
             if with_gaps:
                 figures[full.replace("barrier/", "barrier_gaps/", 1)] = partial(_gaps, found, pair)
     if cells:
-        suffix = "" if kind == "trunk" else f"/{kind}"
-        figures[key.replace("barrier/", "barrier_map/", 1) + suffix] = partial(_map, cells, key, kind)
+        parts = [key.replace("barrier/", "barrier_map/", 1), pairs[0].second.variant, kind.replace("trunk", "")]
+        figures["/".join(part for part in parts if part)] = partial(_map, cells, key, kind, pairs[0].second.variant)
     return figures
 
 
 def _title(pair: Pair) -> str:
     child = pair.second
-    return f"Branched after {child.branch_step} steps" if child.k1 is None else f"Branched at epoch {child.k1}"
+    where = f"after {child.branch_step} steps" if child.k1 is None else f"at epoch {child.k1}"
+    return f"Branched {where}" + (f": {child.variant}" if child.variant else "")
 
 
 def _ends(pair: Pair) -> tuple[str, str]:
@@ -93,7 +96,9 @@ def _gaps(found: Mapping[int, Barrier], pair: Pair) -> "Figure":
     return figure_of(plot_gap_curves(list(found.items()), title=_title(pair), ends=_ends(pair)))
 
 
-def _map(cells: Mapping[tuple[str, int], Sequence[Barrier]], key: str, kind: str) -> "Figure":
+def _map(
+    cells: Mapping[tuple[str, int], Sequence[Barrier]], key: str, kind: str, variant: str | None = None
+) -> "Figure":
     """Branch point × later epoch, the mean over the pairs of a branch point."""
     points = list(dict.fromkeys(label for label, _ in cells))
     epochs = sorted({epoch for _, epoch in cells})
@@ -106,7 +111,8 @@ def _map(cells: Mapping[tuple[str, int], Sequence[Barrier]], key: str, kind: str
     between = "child against trunk" if kind == "trunk" else "siblings against each other"
     caption = f"{DEFINITION}{over}\n{barrier_caption(first)}"
     names = [_branch_point(label) for label in points]
-    return figure_of(plot_barrier_heatmap(values, names, epochs, title=f"{key}: {between}", caption=caption))
+    title = f"{key}: {between}" + (f", {variant}" if variant else "")
+    return figure_of(plot_barrier_heatmap(values, names, epochs, title=title, caption=caption))
 
 
 def _branch_point(label: str) -> str:

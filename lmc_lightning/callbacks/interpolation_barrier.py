@@ -64,6 +64,7 @@ class InterpolationBarrier(MeasurementCallback):
     ``barrier/{split}_loss/k1_{005}``           loss barrier of child and trunk, exactly 0 at the branch step
     ``barrier/{split}_error/k1_{005}``          error (1 − accuracy) barrier, for classification losses
     ``barrier/{metric}/k1_{005}``               a named metric that ``validation_step`` logs
+    ``…/{lr_x0.5}``                             appended for children to which something is done at the fork
     ``…/child_{j}``                             appended when a branch point has several children
     ``…/siblings_{i}_{j}``                      appended for two children of it, with ``pairs=("siblings",)``
     ``…/{definition}``                          appended for further ``definitions``

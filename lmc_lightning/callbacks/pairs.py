@@ -25,7 +25,7 @@ class Pair:
     second: Node
     """At t = 1; always a child."""
     label: str
-    """The last part of the keys, e.g. ``k1_005``, ``k1_005/child_1`` or ``k1_005/siblings_0_1``."""
+    """The last part of the keys, e.g. ``k1_005``, ``k1_005/lr_x0.5``, ``k1_005/child_1`` or ``k1_005/siblings_0_1``."""
 
     @property
     def epochs(self) -> list[int]:
@@ -37,7 +37,7 @@ class Pair:
         """Which runs these are, for a record."""
         first, second = self.first.child, self.second.child
         return {
-            "intervention": self.second.intervention and str(self.second.intervention),
+            "intervention": self.second.variant,
             "pair": self.kind,
             "run": self.second.name,
             "parent": self.first.name,
@@ -49,18 +49,21 @@ class Pair:
 
 def pairs_of(family: Family, kinds: Sequence[PairKind]) -> list[Pair]:
     """The pairs of a family in the order of its children; those of siblings only where both are completed."""
-    branches: dict[str, list[Node]] = {}
+    branches: dict[tuple[str, str | None], list[Node]] = {}
     for child in family.children:
-        branches.setdefault(child.label, []).append(child)
-    return [pair for label, children in branches.items() for pair in _pairs(family.trunk, children, label, kinds)]
+        branches.setdefault((child.label, child.variant if child.child is not None else None), []).append(child)
+    return [pair for _, children in branches.items() for pair in _pairs(family.trunk, children, kinds)]
 
 
-def _pairs(trunk: Node, children: Sequence[Node], label: str, kinds: Sequence[PairKind]) -> Iterator[Pair]:
+def _pairs(trunk: Node, children: Sequence[Node], kinds: Sequence[PairKind]) -> Iterator[Pair]:
     planned = [c for c in children if c.child is not None]
+    variant = planned[0].variant if planned else None
+    label = f"{children[0].label}/{variant}" if variant else children[0].label
     if "trunk" in kinds:
         for child in children:
             # Those that were made afterwards do not change the keys of the planned ones.
-            own = child.name.removeprefix(f"{label}_") if len(planned) > 1 or child not in planned else ""
+            own = child.name.removeprefix(f"{label.replace('/', '_')}_")
+            own = own if len(planned) > 1 or child not in planned else ""
             yield Pair("trunk", trunk, child, f"{label}/{own}" if own else label)
     if "siblings" in kinds:
         for one, other in combinations([c for c in planned if c.status == "completed"], 2):
@@ -99,7 +102,13 @@ def work_on(
         names = [family.trunk.name, *dict.fromkeys(name for pair in pairs for name in _apart(pair, epoch))]
         if "soup" in comparison.extras and any(_apart(pair, epoch) for pair in due):
             lineage = {"pair": "family", "run": "family", "parent": family.trunk.name, "runs": names}
-            yield Work("family", family.step_of_epoch(epoch), epoch, lineage, partial(_mix, comparison, ends, names))
+            label = "/".join(part for part in ("family", variant_of(family)) if part)
+            yield Work(label, family.step_of_epoch(epoch), epoch, lineage, partial(_mix, comparison, ends, names))
+
+
+def variant_of(family: Family) -> str:
+    """The name of what was done to the children of a family; empty where it was nothing."""
+    return next((child.variant for child in family.children if child.variant), "")
 
 
 def start_of(family: Family, objective: Objective) -> Endpoint | None:

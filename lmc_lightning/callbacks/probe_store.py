@@ -209,6 +209,14 @@ class ProbeStore:
                 self._captured[split] = list(found.batches)
         self.save()
 
+    def adopt(self, directory: Path) -> None:
+        """Take the examples that another run has captured, where its side file has as many as are needed."""
+        path = directory / self.file_name
+        for split, batches in (torch.load(path, weights_only=True) if path.is_file() else {}).items():
+            found = ProbeSet(split, "captured", tuple(StepBatch(*b) for b in batches))
+            if split in self._wanted and split not in self._complete and _count(found.batches) >= self._wanted[split]:
+                self._complete[split] = found
+
     def capture(self, pl_module: nn.Module, split: Split) -> None:
         """Clone the arguments of the next call of the split's step, where nothing can edit them any more."""
         if split in self._complete or split not in self._wanted or split in self._attached:

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["fit"]:
         return _told(lambda: commands.fit(given[1:]))
     if given[:1] == ["branch"]:
-        from lmc_lightning.branching.__main__ import main as branch
+        from lmc_lightning.branching.command_line import main as branch
 
         return branch(given[1:])
     options = vars(_parser().parse_args(given))

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from lmc_lightning.branching.__main__ import main
 from lmc_lightning.branching.claims import claimed, is_claimed
+from lmc_lightning.branching.command_line import main
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.branching.portable import load_blueprint
 from lmc_lightning.branching.storage import DamagedFileError
