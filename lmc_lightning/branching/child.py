@@ -42,7 +42,8 @@ class Child(Callback):
     ) -> None:
         self._node, self._family, self._fork, self._replay = node, family, fork, replay
         self._advance, self._end, self._intervention = advance, end, intervention
-        self._evidence = Evidence(node)
+        self._processes = family.processes
+        self._evidence = Evidence(node, family.processes)
         self._checkpoint: dict[str, Any] | None = None
         self._epoch_started = self._forked = self._trains = False
         self._first_batches = 0
@@ -59,6 +60,10 @@ class Child(Callback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the first epoch as the trunk did; keep weights."""
+        with self._processes.agreed():
+            self._begin_epoch(trainer, pl_module)
+
+    def _begin_epoch(self, trainer: Any, pl_module: Any) -> None:
         if not self._epoch_started:
             self._epoch_started = True
             if not self._replay.is_mid_epoch:
@@ -70,7 +75,9 @@ class Child(Callback):
             self._keep(trainer, pl_module)
 
     def _fork_between(self, trainer: Any, pl_module: Any) -> None:
-        if not self._forked:
+        if self._forked:
+            return
+        with self._processes.agreed():
             self._replay.go_between(trainer, pl_module, self._checkpoint or {})
             self._leave_trunk(trainer, pl_module)
 
@@ -96,7 +103,7 @@ class Child(Callback):
         if self._first_batches < DIGESTED_BATCHES:
             self._first_batches += 1
             if tensors_in(batch):
-                self._node.first_batches = chained(self._node.first_batches or "", batch)
+                self._node.first_batches = chained(self._node.first_batches or "", batch, self._processes)
             if self._first_batches == DIGESTED_BATCHES:
                 self._check_noise(trainer)
 
@@ -108,7 +115,8 @@ class Child(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop at the end of the trunk's last epoch."""
-        self._evidence.end_epoch(trainer)
+        with self._processes.agreed():
+            self._evidence.end_epoch(trainer)
         if self._arrived(trainer):
             trainer.should_stop = True
 

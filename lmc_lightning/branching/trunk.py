@@ -3,20 +3,21 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, nullcontext
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lmc_lightning.branching.checks import check_processes, local, reachable, refuse_persistent_workers
 from lmc_lightning.branching.children import Children, cut
 from lmc_lightning.branching.claims import claimed, is_claimed
 from lmc_lightning.branching.evidence import DIGESTED_BATCHES, Evidence, chained, judge
-from lmc_lightning.branching.lineage import Family, Fork, Node, Status
+from lmc_lightning.branching.lineage import Family, Fork, Node, Position, Status
 from lmc_lightning.branching.plan import Plan, Point, When, noise_of
 from lmc_lightning.branching.portable import BLUEPRINT, save_blueprint
+from lmc_lightning.branching.processes import processes_of
 from lmc_lightning.branching.snapshot import NoiseWatch, position, take_fork
 from lmc_lightning.branching.spawn import Blueprint
 from lmc_lightning.branching.start import start
@@ -37,33 +38,41 @@ class Trunk:
         saving: a context in which checkpoints are snapshots.
 
     Raises:
-        ValueError: more than one device, a branch point past the end, a Trainer that cannot be read back.
+        ValueError: several processes without ``ddp``, a branch point past the end, a Trainer that cannot be read back.
         TypeError: something that children need cannot be copied.
     """
 
     def __init__(self, trainer: Any, pl_module: Any, owner: Any, place: int, saving: Callable[[], Any]) -> None:
         self.trainer, self.module = trainer, pl_module
-        self.plan: Plan = _reachable(owner.plan, trainer)
+        self.plan: Plan = reachable(owner.plan, trainer)
         self._when: When = owner.when
         self._saving = saving
         log_dir = trainer.log_dir  # a broadcast: on every rank
-        if trainer.world_size > 1:
-            raise ValueError(f"CheckpointBranching needs a single device, got a Trainer of {trainer.world_size}.")
+        check_processes(trainer, self._when)
+        self._processes = processes_of(trainer)
+        with self._processes.agreed():
+            self._set_up(owner, place, log_dir)
+
+    def _set_up(self, owner: Any, place: int, log_dir: str | None) -> None:
+        trainer, pl_module = self.trainer, self.module
         copies = self._when == "immediately"
         self._blueprint = Blueprint(trainer, pl_module, owner, owner.make_trainer, copy_loaders=copies)
         self._blueprint.intervention = self.plan.intervention
         suffix = f"_{place}" if place else ""
-        root = None if trainer.fast_dev_run else _local(log_dir or trainer.default_root_dir)
+        root = None if trainer.fast_dev_run else local(log_dir or trainer.default_root_dir)
         self.family = Family(root and root / "lmc" / f"family{suffix}")
+        self.family.processes, self.family.writes = self._processes, trainer.is_global_zero
+        self.family.folder = self._processes.first(lambda: self.family.folder)
         self._branches = (root or self.family.folder) / f"branches{suffix}"
         self._children = Children(
             self.family,
             self._blueprint,
             self._branches,
             roots={"module": pl_module, "datamodule": trainer.datamodule},
-            silent=trainer.progress_bar_callback is None,
+            rank=trainer.global_rank,
+            silent=trainer.progress_bar_callback is None or not trainer.is_global_zero,
         )
-        self._evidence = Evidence(self.family.trunk)
+        self._evidence = Evidence(self.family.trunk, self._processes)
         self._watch = NoiseWatch(trainer, pl_module, self._loaders_are_ready, self._between_batches)
         self._open: list[Point] = []
         self._young: dict[str, int] = {}
@@ -74,10 +83,14 @@ class Trunk:
         self.seconds_per_batch = 0.0
 
     @contextmanager
-    def guarded(self, doing: str) -> Iterator[None]:
-        """A measurement may fail, a training run may not: what goes wrong is recorded and warned of, once."""
+    def guarded(self, doing: str, *, together: bool = True) -> Iterator[None]:
+        """A measurement may fail, a training run may not: what goes wrong is recorded and warned of, once.
+
+        On all processes, if they do it ``together``, which costs a sum over them.
+        """
         try:
-            yield
+            with self._processes.agreed() if together else nullcontext():
+                yield
         except Exception as error:
             reason = f"cannot {doing}: {type(error).__name__}: {error}"
             self.family.trunk.reason = reason
@@ -90,7 +103,7 @@ class Trunk:
     def _loaders_are_ready(self) -> None:
         check_separable(self.trainer, noise_of(self.plan.noise))
         if self._when == "immediately":
-            _refuse_persistent_workers(self.trainer)
+            refuse_persistent_workers(self.trainer)
         self._evidence.watch(self.trainer)
 
     def begin(self, earlier: Path | None) -> None:
@@ -100,13 +113,13 @@ class Trunk:
             earlier: the folder of that family as the checkpoint names it.
         """
         resumed, here = self.trainer.global_step > 0, position(self.trainer)
-        if is_claimed(self.family.folder, "trunk"):
-            raise RuntimeError(f"another process trains the trunk of the family in {self.family.folder}")
-        start(self.family, self.plan, here if resumed else None, earlier)
+        self._processes.first(lambda: self._start(here if resumed else None, earlier))
+        self.family.share()
         self.family.configuration = {
             **self.plan.record(),
             "when": self._when,
             "keep": self._keeping(),
+            "processes": self.trainer.world_size,
             "branches": os.path.relpath(self._branches, self.family.folder),
         }
         self._open = [
@@ -117,10 +130,16 @@ class Trunk:
         self._began = (time.monotonic(), here.batches)
         if resumed:
             self._report_missing(f"training was resumed after {here.epoch} epochs, without it")
-        self._claim.enter_context(claimed(self.family.folder, "trunk"))
-        self.family.save()
-        if not self.trainer.fast_dev_run:
-            self._write_blueprint()
+        if self.family.writes:
+            self._claim.enter_context(claimed(self.family.folder, "trunk"))
+            self.family.save()
+            if not self.trainer.fast_dev_run:
+                self._write_blueprint()
+
+    def _start(self, here: Position | None, earlier: Path | None) -> None:
+        if is_claimed(self.family.folder, "trunk"):
+            raise RuntimeError(f"another process trains the trunk of the family in {self.family.folder}")
+        start(self.family, self.plan, here, earlier)
 
     def _keeping(self) -> list[dict[str, Any]]:
         """At which epochs weights are kept, in plain values."""
@@ -138,6 +157,8 @@ class Trunk:
         path = self.family.folder / BLUEPRINT
         path.unlink(missing_ok=True)
         try:
+            if self.trainer.world_size > 1:
+                raise TypeError(f"children of {self.trainer.world_size} processes are trained by these only")
             save_blueprint(self._blueprint, path)
         except TypeError as error:
             self.family.configuration["blueprint"] = str(error)
@@ -191,7 +212,9 @@ class Trunk:
         nodes = [child for child in self.family.children if child.label == point.label]
         fork = Fork(position(self.trainer), f"snapshots/{point.label}")
         try:
-            take_fork(self.trainer, self._watch, fork, self.family.folder, self._saving, mid_epoch=mid_epoch)
+            with self._processes.agreed():
+                folder, saving = self.family.folder, self._saving
+                take_fork(self.trainer, self._watch, fork, folder, saving, self._processes, mid_epoch=mid_epoch)
         except Exception as error:  # a fork may fail, the training may not
             reason = f"no snapshot: {type(error).__name__}: {error}"
             rank_zero_warn(f"CheckpointBranching cannot branch after {point.at} {point.axis}s, {reason}")
@@ -209,7 +232,7 @@ class Trunk:
     def _describe(self, fork: Fork) -> None:
         """Make the folder of a snapshot stand for itself."""
         folder, blueprint = self.family.folder / fork.folder, self.family.folder / BLUEPRINT
-        if blueprint.is_file():
+        if self.family.writes and blueprint.is_file():
             (folder / BLUEPRINT).unlink(missing_ok=True)
             link_or_copy(blueprint, folder / BLUEPRINT)
         self.family.save_fork(fork)
@@ -217,14 +240,17 @@ class Trunk:
     def see_batch(self, batch: Any, batch_idx: int) -> None:
         """Let the first batches of an epoch, and after a fork, enter their digests."""
         self._evidence.see_batch(self.trainer.current_epoch, batch, batch_idx)
+        grown: list[Fork] = []
         for label, seen in list(self._young.items()):
             fork = self.family.forks[label]
             if tensors_in(batch):
-                fork.first_batches = chained(fork.first_batches or "", batch)
+                fork.first_batches = chained(fork.first_batches or "", batch, self._processes)
             self._young[label] += 1
             if seen + 1 == DIGESTED_BATCHES:
                 del self._young[label]
-                self.family.save_fork(fork)
+                grown.append(fork)
+        for fork in grown:
+            self.family.save_fork(fork)
 
     def end_epoch(self) -> None:
         """Digest what the epoch was, in ``on_train_epoch_end``."""
@@ -242,6 +268,10 @@ class Trunk:
 
     def complete(self) -> None:
         """Note that the trunk has come to its end, in ``on_fit_end``."""
+        with self._processes.agreed():
+            self._complete()
+
+    def _complete(self) -> None:
         end = self.family.end
         self.family.trunk.status = "completed"
         for point in self._open:
@@ -311,39 +341,8 @@ class Trunk:
             return
         self._children.run(unfinished, self.family.end, self.seconds_per_batch)
         self.family.refresh()
-        self.family.save()
-        with preserved_rng():
+        with preserved_rng(), self._processes.agreed():
+            self.family.save()
             for callback in self._readers():
                 callback.measure_family(self.family, self.trainer, self.module)
         self._measured = True
-
-
-def _reachable(plan: Plan, trainer: Any) -> Plan:
-    """The plan, less what a ``fast_dev_run`` cannot reach."""
-    if trainer.fast_dev_run:
-        return replace(plan, epochs=(0,), steps=())
-    for name, last in (("epochs", trainer.max_epochs), ("steps", trainer.max_steps)):
-        points = getattr(plan, name)
-        late = [at for at in points if 0 <= last < at]
-        if late:
-            raise ValueError(
-                f"Expected branch points of at most max_{name}={last} {name}, got {late} in {name}={list(points)}. "
-                "Leave them out, or train for longer."
-            )
-    return plan
-
-
-def _refuse_persistent_workers(trainer: Any) -> None:
-    from lmc_lightning.branching.internals import loaders
-
-    if any(getattr(loader, "persistent_workers", False) for loader in loaders(trainer.fit_loop)):
-        raise ValueError(
-            "when='immediately' trains children beside the trunk, whose persistent workers they would take over. Use "
-            "when='end', or loaders without persistent_workers."
-        )
-
-
-def _local(folder: str) -> Path:
-    if "://" in folder:
-        raise ValueError(f"CheckpointBranching keeps weights in a local folder, got {folder}. Give the logger one.")
-    return Path(folder)

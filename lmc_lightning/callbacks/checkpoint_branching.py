@@ -132,7 +132,7 @@ class CheckpointBranching(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Digest the first batches of each epoch."""
         trunk = self._fitted()
-        with trunk.guarded("digest a batch"):
+        with trunk.guarded("digest a batch", together=False):
             trunk.see_batch(batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.bridge import LogRecorder
+from lmc_lightning.callbacks.bridge import LogRecorder, collective_of
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.callbacks.comparison import (
     EXTRAS,
@@ -217,7 +217,8 @@ class InterpolationBarrier(MeasurementCallback):
         """
         started, self._family = self.clock(), str(family.folder)
         self._recorder.drop_failures()
-        with self._recorded(self.kind, self._step, family.end.epoch):
+        loggers = trainer.loggers if trainer.is_global_zero else ()
+        with self._recorded(self.kind, self._step, family.end.epoch), collective_of(trainer).agreed():
             with glass_box():
                 comparison = self._comparison(pl_module, trainer)
                 comparison = replace(comparison, start=start_of(family, comparison.states.objective))
@@ -226,9 +227,10 @@ class InterpolationBarrier(MeasurementCallback):
                 self._do(work, trainer)
             records = self.results if "figures" in self.extras else None
             drawn = Measurement((), figures=family_figures(family, self.barriers, records, self.name))
-            self._recorder.add(drawn, step=self._step, epoch=family.end.epoch, loggers=trainer.loggers)
-            write_tables(self.to_table(), family.folder, self.name)
-        for logger in trainer.loggers:
+            self._recorder.add(drawn, step=self._step, epoch=family.end.epoch, loggers=loggers)
+            if trainer.is_global_zero:
+                write_tables(self.to_table(), family.folder, self.name)
+        for logger in loggers:
             logger.save()
         for error in self._recorder.errors:
             self._recorder.warn_once(error)
@@ -248,13 +250,14 @@ class InterpolationBarrier(MeasurementCallback):
         return due and (known, step) not in self.barriers
 
     def _do(self, work: Work, trainer: Any) -> None:
-        with self._recorded(f"{self.kind}/{work.label}", work.step, work.epoch):
+        loggers = trainer.loggers if trainer.is_global_zero else ()
+        with self._recorded(f"{self.kind}/{work.label}", work.step, work.epoch), collective_of(trainer).agreed():
             with glass_box(), Meter(trainer.strategy.root_device, self.clock) as meter:
                 pairing = work.measure()
             measurement = self._result(pairing, work.label, work.step)
             evidence = {**work.lineage, "later_epoch": work.epoch, **NO_DERIVATIVES, **meter.evidence}
             measurement = replace(measurement, evidence=evidence)
-            self._recorder.add(measurement, step=work.step, epoch=work.epoch, loggers=trainer.loggers)
+            self._recorder.add(measurement, step=work.step, epoch=work.epoch, loggers=loggers)
 
     @contextmanager
     def _recorded(self, name: str, step: int, epoch: int) -> Iterator[None]:

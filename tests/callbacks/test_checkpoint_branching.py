@@ -613,7 +613,7 @@ def test_several_devices_raise_in_setup() -> None:
     trainer.fit_loop.max_epochs = 5
     branching = CheckpointBranching()
     trainer.callbacks.append(branching)
-    with pytest.raises(ValueError, match="needs a single device, got a Trainer of 2"):
+    with pytest.raises(ValueError, match="needs a single device or strategy='ddp', got a Trainer of 2"):
         branching.setup(trainer, net(), "fit")
 
 
