@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 from lmc_lightning.core.collective import Collective, ProcessGroup, is_known
 
-PATIENCE = timedelta(seconds=60)
-"""How long a process whose child has failed waits for the others to come to its end."""
+PATIENCE = timedelta(minutes=5)
+"""How long a process whose child has come to its end, or failed, waits for the others to come to theirs."""
 
 
 class LostProcessError(RuntimeError):
@@ -31,7 +31,9 @@ class Meeting:
 
     def __init__(self, processes: Collective) -> None:
         self._processes = processes
-        self._group: Any = dist.new_group(backend="gloo") if isinstance(processes, ProcessGroup) else None
+        self._group: Any = None
+        if isinstance(processes, ProcessGroup):
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     @contextmanager
     def after(self) -> Iterator[None]:
@@ -54,7 +56,7 @@ class Meeting:
     def _wait(self, error: Exception | None) -> None:
         if self._group is not None:
             try:
-                dist.monitored_barrier(self._group, timeout=None if error is None else PATIENCE)
+                dist.barrier(self._group)
             except RuntimeError as lost:
                 raise LostProcessError(
                     f"A child's training failed on some processes only ({error or 'not here'}), and the others wait in "

@@ -181,7 +181,10 @@ class CheckpointBranching(Callback):
 
     def _fitted(self) -> Trunk:
         if self._trunk is None:
-            raise RuntimeError("There is no family yet: call trainer.fit with this CheckpointBranching in callbacks.")
+            raise RuntimeError(
+                "There is no family yet: call trainer.fit with this CheckpointBranching in callbacks. Processes that "
+                "Lightning spawned have left theirs in files: lmc_lightning.Family.load('<log_dir>/lmc/family')."
+            )
         return self._trunk
 
     def __getstate__(self) -> dict[str, Any]:
