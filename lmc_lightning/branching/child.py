@@ -1,5 +1,6 @@
 """The one callback of ours in a child: it starts the child as the fork says, keeps its weights and ends it."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from lmc_lightning.branching import internals
 from lmc_lightning.branching.evidence import DIGESTED_BATCHES, Evidence, chained
 from lmc_lightning.branching.lineage import Family, Fork, Node, Position
 from lmc_lightning.branching.plan import Intervention
-from lmc_lightning.branching.replay import Replay, match_weights
+from lmc_lightning.branching.replay import Replay, restore_again
 from lmc_lightning.core.structure import tensors_in
 
 
@@ -55,8 +56,9 @@ class Child(Callback):
             internals.wrap_advance(trainer, lambda: self._fork_between(trainer, pl_module))
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Hold on to the checkpoint until the fork."""
-        self._checkpoint = checkpoint
+        """Hold on to the checkpoint until the fork, as it is before anything shares its tensors and lists."""
+        kept = {key: checkpoint[key] for key in ("optimizer_states", "lr_schedulers", "callbacks")}
+        self._checkpoint = {**checkpoint, **copy.deepcopy(kept)}
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the first epoch as the trunk did; keep weights."""
@@ -67,7 +69,7 @@ class Child(Callback):
         if not self._epoch_started:
             self._epoch_started = True
             if not self._replay.is_mid_epoch:
-                match_weights(pl_module, self._checkpoint or {})
+                restore_again(trainer, pl_module, self._checkpoint or {})
             self._replay.begin_epoch(trainer, pl_module)
             if not self._replay.is_mid_epoch:
                 self._leave_trunk(trainer, pl_module)

@@ -130,7 +130,7 @@ class Replay:
 
 
 def restore_again(trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-    """Load once more what hooks at the start of the epoch may have moved on."""
+    """Load once more what hooks of the start may have moved on, which the trunk's had done before the fork."""
     match_weights(pl_module, checkpoint)
     trainer.strategy.load_optimizer_state_dict(checkpoint)
     for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
