@@ -190,18 +190,19 @@ class Family:
         """The file of the weights that ``node`` has after ``epoch`` epochs."""
         return self.folder / "weights" / node.name / f"epoch_{epoch:04d}.pt"
 
-    def keep(self, node: Node, epoch: int, step: int, module: nn.Module) -> None:
-        """Write the parameters and buffers of ``module``, atomically, and note them in the node.
+    def keep(self, node: Node, epoch: int, step: int, module: nn.Module | Mapping[str, Any]) -> None:
+        """Write the parameters and buffers of ``module``, or a state dict, atomically, and note them in the node.
 
         Of several processes that train together all call this, and those of the first one are written.
         """
         node.state_digests[epoch] = self.processes.first(lambda: self._write(node, epoch, module))
         node.epochs[epoch] = step
 
-    def _write(self, node: Node, epoch: int, module: nn.Module) -> str:
+    def _write(self, node: Node, epoch: int, module: nn.Module | Mapping[str, Any]) -> str:
+        values = module.state_dict() if isinstance(module, nn.Module) else module
         state = {
             name: value.detach().to("cpu", copy=True).contiguous()
-            for name, value in module.state_dict().items()
+            for name, value in values.items()
             if isinstance(value, Tensor)
         }
         found = digest(state)

@@ -45,12 +45,14 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class("__mp_main__", name)
 
 
-def save_blueprint(blueprint: Blueprint, path: Path) -> None:
+def save_blueprint(blueprint: Blueprint, path: Path, num_processes: int = 1) -> None:
     """Write what children are built from, so that another process can build them.
 
     Raises:
-        TypeError: a part does not pickle; the message names it.
+        TypeError: a part does not pickle; the message names it. Or several processes train children together.
     """
+    if num_processes > 1:
+        raise TypeError(f"children of {num_processes} processes are trained by these only")
     for what, part in blueprint.parts().items():
         try:
             _Pickler(_Nowhere(), blueprint.shared).dump(part)

@@ -129,16 +129,32 @@ class Replay:
         self._renewed = []
 
 
-def restore_again(trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-    """Load once more what hooks of the start may have moved on, which the trunk's had done before the fork."""
+def restore_again(trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> bool:
+    """Load once more what hooks of the start may have moved on, which the trunk's had done before the fork.
+
+    Returns what :func:`restore_optimizers` does.
+    """
     match_weights(pl_module, checkpoint)
-    trainer.strategy.load_optimizer_state_dict(checkpoint)
-    for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
-        config.scheduler.load_state_dict(state)
+    complete = restore_optimizers(trainer, checkpoint)
     for callback in trainer.callbacks:
         state = checkpoint["callbacks"].get(callback.state_key)
         if state:
             callback.load_state_dict(copy.deepcopy(state))
+    return complete
+
+
+def restore_optimizers(trainer: Any, checkpoint: dict[str, Any]) -> bool:
+    """Load the states of optimizers and schedulers, and say whether the schedulers are there.
+
+    ``StochasticWeightAveraging`` takes the schedulers away when it resumes, and makes one at the start of the epoch,
+    which changes the rates.
+    """
+    trainer.strategy.load_optimizer_state_dict({"optimizer_states": copy.deepcopy(checkpoint["optimizer_states"])})
+    there = len(trainer.lr_scheduler_configs) == len(checkpoint["lr_schedulers"])
+    if there:
+        for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
+            config.scheduler.load_state_dict(copy.deepcopy(state))
+    return there
 
 
 def match_weights(pl_module: Any, checkpoint: dict[str, Any]) -> None:

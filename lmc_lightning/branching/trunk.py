@@ -4,12 +4,12 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lmc_lightning.branching.averaging import LiveWeights, averaging
 from lmc_lightning.branching.checks import check_processes, local, reachable, refuse_persistent_workers
 from lmc_lightning.branching.children import Children, cut
 from lmc_lightning.branching.claims import claimed, is_claimed
@@ -21,7 +21,7 @@ from lmc_lightning.branching.processes import processes_of
 from lmc_lightning.branching.snapshot import NoiseWatch, position, take_fork
 from lmc_lightning.branching.spawn import Blueprint
 from lmc_lightning.branching.start import start
-from lmc_lightning.branching.storage import disk_use, link_or_copy, snapshot_bytes, weight_bytes
+from lmc_lightning.branching.storage import disk_use, link_or_copy, num_kept, snapshot_bytes, weight_bytes
 from lmc_lightning.branching.streams import check_separable
 from lmc_lightning.core.glassbox import preserved_rng
 from lmc_lightning.core.structure import tensors_in
@@ -74,6 +74,7 @@ class Trunk:
         )
         self._evidence = Evidence(self.family.trunk, self._processes)
         self._watch = NoiseWatch(trainer, pl_module, self._loaders_are_ready, self._between_batches)
+        self._live = LiveWeights(trainer.callbacks)
         self._open: list[Point] = []
         self._young: dict[str, int] = {}
         self._began: tuple[float, int] | None = None
@@ -120,6 +121,7 @@ class Trunk:
             "when": self._when,
             "keep": self._keeping(),
             "processes": self.trainer.world_size,
+            "averaging": [type(callback).__name__ for callback in averaging(self.trainer.callbacks)],
             "branches": os.path.relpath(self._branches, self.family.folder),
         }
         self._open = [
@@ -157,28 +159,17 @@ class Trunk:
         path = self.family.folder / BLUEPRINT
         path.unlink(missing_ok=True)
         try:
-            if self.trainer.world_size > 1:
-                raise TypeError(f"children of {self.trainer.world_size} processes are trained by these only")
-            save_blueprint(self._blueprint, path)
+            save_blueprint(self._blueprint, path, self.trainer.world_size)
         except TypeError as error:
             self.family.configuration["blueprint"] = str(error)
             if self._when == "never":
                 rank_zero_warn(f"CheckpointBranching takes snapshots for other processes, but {error}")
         size = snapshot_bytes(self.module, self.trainer.optimizers)
         kept = weight_bytes(self.module)
-        line, fits = disk_use(self.family.folder, len(self._open), size, self._num_kept(), kept)
+        line, fits = disk_use(
+            self.family.folder, len(self._open), size, num_kept(self.trainer, self.family, self.plan), kept
+        )
         (rank_zero_info if fits else rank_zero_warn)(line if fits else f"{line} It will not fit.")
-
-    def _num_kept(self) -> int | None:
-        """Sets of weights that trunk and children will keep; None if nobody knows when the run ends."""
-        batches, last = self.trainer.num_training_batches, self.trainer.max_epochs
-        if last is None or last < 0:
-            if self.trainer.max_steps < 0 or batches == float("inf"):
-                return None
-            last = ceil(self.trainer.max_steps * self.trainer.accumulate_grad_batches / batches)
-        wanted = [epoch for epoch in range(last + 1) if self.family.wants(epoch) or epoch == last]
-        starts = [p.at if p.axis == "epoch" else int(p.at // batches) for p in self.plan.points]
-        return len(wanted) + self.plan.children * sum(epoch > start for start in starts for epoch in wanted)
 
     # -- while it trains ---------------------------------------------------------------------------------------------
 
@@ -190,7 +181,7 @@ class Trunk:
         if self._open:
             self._watch.begin_epoch()
         if self.family.wants(epoch):
-            self.family.keep(self.family.trunk, epoch, step, self.module)
+            self.family.keep(self.family.trunk, epoch, step, self._live.between_epochs(self.module))
         for point in due:
             self._fork(point, mid_epoch=False)
         self.family.save()
@@ -254,6 +245,7 @@ class Trunk:
 
     def end_epoch(self) -> None:
         """Digest what the epoch was, in ``on_train_epoch_end``."""
+        self._live.end_epoch(self.module)
         self._evidence.end_epoch(self.trainer)
 
     # -- the end -----------------------------------------------------------------------------------------------------
@@ -261,8 +253,8 @@ class Trunk:
     def end_training(self) -> None:
         """Keep the last weights, in ``on_train_end``."""
         end = self.family.end = position(self.trainer)
-        self.family.keep(self.family.trunk, end.epoch, end.step, self.module)
-        if end.epoch != self.trainer.max_epochs and end.step != self.trainer.max_steps:
+        self.family.keep(self.family.trunk, end.epoch, end.step, self._live.between_epochs(self.module))
+        if not 0 <= self.trainer.max_epochs <= end.epoch and end.step != self.trainer.max_steps:
             self.family.trunk.reason = f"stopped early after {end.epoch} epochs, {end.step} steps"
         self._take_time()
 
