@@ -95,7 +95,7 @@ def num_kept(trainer: Any, family: Any, plan: Any) -> int | None:
         last = ceil(trainer.max_steps * trainer.accumulate_grad_batches / batches)
     wanted = [epoch for epoch in range(last + 1) if family.wants(epoch) or epoch == last]
     starts = [p.at if p.axis == "epoch" else int(p.at // batches) for p in plan.points]
-    return len(wanted) + plan.children * sum(epoch > start for start in starts for epoch in wanted)
+    return len(wanted) + int(plan.children) * sum(epoch > start for start in starts for epoch in wanted)
 
 
 def free_bytes(folder: Path) -> int:
