@@ -131,6 +131,7 @@ class Blueprint:
 
     Attributes:
         shared: what copies lead back to and share.
+        left_out: the callbacks that are not passed on.
         intervention: applied to every child at its fork; None: nothing.
 
     Raises:
@@ -166,6 +167,7 @@ class Blueprint:
         self._sources = tuple(None if any(s is owner for owner in owners) else s for s in (train, val))
         unwanted = _NOT_FOR_CHILDREN if self._loggers else _NOT_FOR_CHILDREN | _NEED_A_LOGGER
         copied = [c for c in trainer.callbacks if c is owner or not (is_one_of_ours(c) or _named(c, unwanted))]
+        self.left_out = [type(c).__name__ for c in trainer.callbacks if c not in copied]
         # The child's callback takes the owner's place: hooks run in the order of the list.
         listed = [None if callback is owner else callback for callback in copied]
         self.shared = [trainer]  # copies lead back to it until their own `fit` puts another in its place

@@ -121,6 +121,7 @@ class Trunk:
             "when": self._when,
             "keep": self._keeping(),
             "processes": self.trainer.world_size,
+            "left_out": self._blueprint.left_out,
             "averaging": [type(callback).__name__ for callback in averaging(self.trainer.callbacks)],
             "branches": os.path.relpath(self._branches, self.family.folder),
         }

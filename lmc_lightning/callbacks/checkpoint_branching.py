@@ -28,6 +28,15 @@ class CheckpointBranching(Callback):
     and the end. Then ``measure_family(family, trainer, pl_module)`` of those callbacks is called. The training of the
     trunk is the same, bit for bit, with and without.
 
+    Under ``strategy="ddp"`` (also spawned, or launched from outside) the same processes train the children, each under
+    its own part of the noise, which it writes beside the snapshot; all else the first one writes, into a folder that
+    all can read. Digests are of all processes. A child that fails on one of them alone ends the run, once the others
+    have not come to its end within minutes; to train what is left, resume the run.
+
+    Under ``WeightAveraging``, ``EMAWeightAveraging`` and ``StochasticWeightAveraging`` the weights themselves are
+    forked and kept, not their average, and children average on from where the trunk had come; only after the epoch in
+    which SWA recomputes the statistics of BatchNorm is the average what is kept.
+
     A child that fails, also one whose fresh noise turns out to be the trunk's, is recorded with its reason and the
     others go on. A trunk that is interrupted or fails starts no children; :meth:`run_children` trains them to where it
     had come, and continues after an interruption among them, and ``python -m lmc_lightning.branching`` does so in
@@ -52,8 +61,8 @@ class CheckpointBranching(Callback):
             be read back: plugins, a strategy or accelerator of your own, a subclass.
 
     Raises:
-        ValueError: impossible arguments; before the first step a branch point past the end, several devices, a Trainer
-            that cannot be read back without ``make_trainer``, or noise that cannot be had apart.
+        ValueError: impossible arguments; before the first step a branch point past the end, several devices without
+            ``ddp``, a Trainer that cannot be read back without ``make_trainer``, or noise that cannot be had apart.
         TypeError: in ``setup``, if the datamodule or a callback cannot be copied.
     """
 
