@@ -72,7 +72,9 @@ AVERAGING: dict[str, Callable[[], pl.Callback]] = {
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["before ours", "after ours"])
-@pytest.mark.parametrize("kind", [runs.StepDecay, runs.Net, Smooth])
+@pytest.mark.parametrize(
+    "kind", [runs.StepDecay, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (runs.Net, Smooth))]
+)
 @pytest.mark.parametrize("name", AVERAGING)
 def test_children_average_as_the_trunk_does(name: str, kind: type[runs.Net], first: bool) -> None:
     fit(net(kind), plain(), AVERAGING[name](), Averages(), max_epochs=4)
