@@ -204,7 +204,9 @@ def test_what_is_refused_ends_both_processes(tmp_path: Path) -> None:
     assert one["loader"] == "OSError: no such file"
     assert zero["loader"] == "RuntimeError: The measurement failed on process 1: OSError: no such file"
     for process in (zero, one):
-        assert process["branching"] == "ValueError: CheckpointBranching needs a single device, got a Trainer of 2."
+        assert process["branching"].startswith(
+            "ValueError: CheckpointBranching needs a single device or strategy='ddp'"
+        )
         assert process["sharded"].startswith("RuntimeError: ModelParallelStrategy shards the parameters")
         assert "lmc_lightning.measure(module, dataloader, [callback])" in process["sharded"]
 

@@ -1,16 +1,18 @@
 """The one callback of ours in a child: it starts the child as the fork says, keeps its weights and ends it."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback
 
 from lmc_lightning.branching import internals
+from lmc_lightning.branching.averaging import LiveWeights
 from lmc_lightning.branching.curves import Curves
 from lmc_lightning.branching.evidence import DIGESTED_BATCHES, Evidence, chained
 from lmc_lightning.branching.lineage import Family, Fork, Node, Position
 from lmc_lightning.branching.plan import Intervention
-from lmc_lightning.branching.replay import Replay, match_weights
+from lmc_lightning.branching.replay import Replay, restore_again, restore_optimizers
 from lmc_lightning.core.structure import tensors_in
 
 
@@ -43,36 +45,48 @@ class Child(Callback):
     ) -> None:
         self._node, self._family, self._fork, self._replay = node, family, fork, replay
         self._advance, self._end, self._intervention = advance, end, intervention
-        self._evidence = Evidence(node)
+        self._processes = family.processes
+        self._evidence = Evidence(node, family.processes)
         self.curves = Curves(family.curves_path(node) if family.writes else None, fork.position.step)
         self._checkpoint: dict[str, Any] | None = None
+        self._late: dict[str, Any] | None = None
         self._epoch_started = self._forked = self._trains = False
         self._first_batches = 0
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Repeat the trunk's random state of this moment, from which modules may split their data."""
+        self._live = LiveWeights(trainer.callbacks)
         self._replay.set_up(trainer, pl_module, lambda: self._evidence.watch(trainer))
-        if self._replay.is_mid_epoch:
-            internals.wrap_advance(trainer, lambda: self._fork_between(trainer, pl_module))
+        internals.wrap_advance(trainer, lambda: self._before_batch(trainer, pl_module))
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Hold on to the checkpoint until the fork."""
-        self._checkpoint = checkpoint
+        """Hold on to the checkpoint until the fork, as it is before anything shares its tensors and lists."""
+        kept = {key: checkpoint[key] for key in ("optimizer_states", "lr_schedulers", "callbacks")}
+        self._checkpoint = {**checkpoint, **copy.deepcopy(kept)}
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the first epoch as the trunk did; keep weights."""
+        with self._processes.agreed():
+            self._begin_epoch(trainer, pl_module)
+
+    def _begin_epoch(self, trainer: Any, pl_module: Any) -> None:
         if not self._epoch_started:
             self._epoch_started = True
-            if not self._replay.is_mid_epoch:
-                match_weights(pl_module, self._checkpoint or {})
+            if not (self._replay.is_mid_epoch or restore_again(trainer, pl_module, self._checkpoint or {})):
+                self._late = self._checkpoint
             self._replay.begin_epoch(trainer, pl_module)
             if not self._replay.is_mid_epoch:
                 self._leave_trunk(trainer, pl_module)
         if self._forked:
             self._keep(trainer, pl_module)
 
-    def _fork_between(self, trainer: Any, pl_module: Any) -> None:
-        if not self._forked:
+    def _before_batch(self, trainer: Any, pl_module: Any) -> None:
+        if self._late is not None:
+            restore_optimizers(trainer, self._late)
+            self._late = None
+        if self._forked:
+            return
+        with self._processes.agreed():
             self._replay.go_between(trainer, pl_module, self._checkpoint or {})
             self._leave_trunk(trainer, pl_module)
 
@@ -99,7 +113,7 @@ class Child(Callback):
         if self._first_batches < DIGESTED_BATCHES:
             self._first_batches += 1
             if tensors_in(batch):
-                self._node.first_batches = chained(self._node.first_batches or "", batch)
+                self._node.first_batches = chained(self._node.first_batches or "", batch, self._processes)
             if self._first_batches == DIGESTED_BATCHES:
                 self._check_noise(trainer)
 
@@ -116,7 +130,9 @@ class Child(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop at the end of the trunk's last epoch."""
-        self._evidence.end_epoch(trainer)
+        with self._processes.agreed():
+            self._evidence.end_epoch(trainer)
+        self._live.end_epoch(pl_module)
         self.curves.write()
         if self._arrived(trainer):
             trainer.should_stop = True
@@ -126,7 +142,8 @@ class Child(Callback):
         if self._first_batches < DIGESTED_BATCHES:
             self._check_noise(trainer)
         if self._end is None:
-            self._family.keep(self._node, trainer.current_epoch, trainer.global_step, pl_module)
+            live = self._live.between_epochs(pl_module)
+            self._family.keep(self._node, trainer.current_epoch, trainer.global_step, live)
         else:
             self._keep(trainer, pl_module)
         self._node.end_step = trainer.global_step
@@ -144,7 +161,8 @@ class Child(Callback):
 
     def _keep(self, trainer: Any, pl_module: Any) -> None:
         if self._family.keeps(trainer.current_epoch):
-            self._family.keep(self._node, trainer.current_epoch, trainer.global_step, pl_module)
+            live = self._live.between_epochs(pl_module)
+            self._family.keep(self._node, trainer.current_epoch, trainer.global_step, live)
 
     def _check_noise(self, trainer: Any) -> None:
         mine, trunks = self._node.first_batches, self._fork.first_batches

@@ -17,6 +17,7 @@ from lmc_lightning.branching.isolation import isolated
 from lmc_lightning.branching.lineage import Family, Fork, Node, Position
 from lmc_lightning.branching.noise import noise_state, set_noise_state
 from lmc_lightning.branching.plan import Intervention
+from lmc_lightning.branching.processes import LostProcessError, Meeting
 from lmc_lightning.branching.replay import Replay
 from lmc_lightning.branching.spawn import Blueprint, remove_curves
 from lmc_lightning.branching.storage import verify
@@ -46,6 +47,7 @@ class Children:
     ) -> None:
         self._family, self._blueprint, self._branches = family, blueprint, branches
         self._roots, self._rank, self._silent = roots, rank, silent
+        self._processes = family.processes
 
     def unfinished(self, end: Position | None) -> list[Node]:
         """The children that have a snapshot to start from and are not at ``end``; None: not at an end of their own."""
@@ -78,9 +80,10 @@ class Children:
         before = noise_state(roots)
         try:
             with isolated(), self._progress(children, end) as bar:
+                meeting = Meeting(self._processes)
                 for child in children:
                     bar.set_description(child.name)
-                    self._run(child, end, bar)
+                    self._run(child, end, bar, meeting)
         finally:
             set_noise_state(before, roots)
         failed = [f"{child.name} failed, {child.reason}" for child in children if child.status == "failed"]
@@ -107,19 +110,32 @@ class Children:
         with tqdm(total=total, unit="batch", disable=self._silent or None) as bar:
             yield bar
 
-    def _run(self, child: Node, end: Position | None, bar: Any) -> None:
+    @contextmanager
+    def _claimed(self, child: Node) -> Iterator[bool]:
+        if not self._family.writes:
+            yield self._processes.first(bool)
+            return
         with claimed(self._family.folder, child.name) as ours:
+            yield self._processes.first(lambda: ours)
+
+    def _run(self, child: Node, end: Position | None, bar: Any, meeting: Meeting) -> None:
+        with self._claimed(child) as ours:
             if not ours:
                 child.status, child.reason = "running", "trained by another process"
                 return
-            if child.status != "pending":
-                remove_curves(self._branches / child.name)
-            child.restart()
-            self._family.save_child(child)
+            with self._processes.agreed():
+                if child.status != "pending" and self._family.writes:
+                    remove_curves(self._branches / child.name)
+                child.restart()
+                self._family.save_child(child)
             began, last = time.monotonic(), bar.n + self._batches(child, end)
             try:
-                self.train(child, end=end, advance=bar.update)
+                with meeting.after():
+                    self.train(child, end=end, advance=bar.update)
                 child.status = "completed"
+            except LostProcessError as error:
+                child.status, child.reason = "failed", str(error)
+                raise
             except Exception as error:
                 child.status, child.reason = "failed", f"{type(error).__name__}: {error}"
             except BaseException as error:
@@ -157,12 +173,14 @@ class Children:
         """
         fork = self._family.forks[child.label]
         child.branch_step = fork.position.step
-        verify(self._family.folder / fork.folder, fork.digests)
-        noise = torch.load(self._family.folder / fork.noise(self._rank), map_location="cpu", weights_only=True)
         # A child that was asked for afterwards may be without what is done to the others.
         intervention = at_fork if child.intervention is None else self._blueprint.intervention
-        callback = Child(child, self._family, fork, Replay(noise, child), advance, end, intervention)
-        fit = self._blueprint.build(callback, self._branches / child.name, extra)
+        with self._processes.agreed():
+            verify(self._family.folder / fork.folder, fork.digests)
+            noise = torch.load(self._family.folder / fork.noise(self._rank), map_location="cpu", weights_only=True)
+            replay = Replay(noise, child, self._rank)
+            callback = Child(child, self._family, fork, replay, advance, end, intervention)
+            fit = self._blueprint.build(callback, self._branches / child.name, extra)
         try:
             fit(self._family.folder / fork.checkpoint)
         finally:

@@ -24,8 +24,10 @@ def finish_family(folder: Path, only: Sequence[str] | None = None) -> Family:
     Raises:
         FileNotFoundError: there is no family, or its trunk could not be pickled.
         DamagedFileError: a file is not what was written; the message names it.
+        ValueError: the trunk was trained by several processes.
     """
     family = Family.load(folder)
+    _refuse_several(family.configuration, folder)
     end = _end_of(family)
     branches = folder / family.configuration["branches"]
     children = Children(family, load_blueprint(folder / BLUEPRINT), branches, roots={})
@@ -52,8 +54,10 @@ def train_from_snapshot(
     Raises:
         FileNotFoundError: the folder is no snapshot, or the trunk could not be pickled.
         DamagedFileError: a file is not what was written; the message names it.
+        ValueError: the trunk was trained by several processes.
     """
     about = _about(folder)
+    _refuse_several(about["configuration"], folder)
     fork = Fork.from_dict(about["fork"])
     home = folder.parent.parent
     if output is None and (home / "lineage.json").is_file():
@@ -72,6 +76,16 @@ def train_from_snapshot(
     children.run([node] if node.status != "completed" else [], end)
     _merge(family, trunk_lives=end is None and family.trunk.status == "running")
     return family, node.name
+
+
+def _refuse_several(configuration: dict, folder: Path) -> None:  # type: ignore[type-arg]
+    processes = configuration.get("processes", 1)
+    if processes > 1:
+        raise ValueError(
+            f"{folder} is of a trunk that {processes} processes trained, each with random states of its own: only "
+            "these train its children, at the end of the run or by `CheckpointBranching.run_children`. Resume the run "
+            "to train what is left."
+        )
 
 
 def _about(folder: Path) -> dict:  # type: ignore[type-arg]

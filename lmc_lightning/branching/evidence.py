@@ -7,6 +7,7 @@ from typing import Any
 
 from lmc_lightning.branching import internals
 from lmc_lightning.branching.nodes import Node
+from lmc_lightning.core.collective import Collective, joint_digest
 from lmc_lightning.core.structure import digest, tensors_in
 
 DIGESTED_BATCHES = 2
@@ -35,20 +36,22 @@ class _Recorded:
         return getattr(self.sampler, name)
 
 
-def chained(earlier: str, batch: Any) -> str:
-    """The digest of some batches and one more."""
-    return hashlib.sha256(f"{earlier}{digest(batch)}".encode()).hexdigest()
+def chained(earlier: str, batch: Any, processes: Collective) -> str:
+    """The digest of some batches and one more, each of all processes together."""
+    joint = joint_digest(processes.agree(lambda: digest(batch)), processes)
+    return hashlib.sha256(f"{earlier}{joint}".encode()).hexdigest()
 
 
 class Evidence:
     """Digests of the batches of a run, written into its node while it trains.
 
     The indices come from the samplers inside of the loaders' batch samplers, which are wrapped until :meth:`close`.
-    A loader that has no such sampler, or yields other things than integers, has batches as its only evidence.
+    A loader that has no such sampler, or yields other things than integers, has batches as its only evidence. Where
+    several processes train together, each digest is of what all of them saw.
     """
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, node: Node, processes: Collective) -> None:
+        self._node, self._processes = node, processes
         self._recorded: list[tuple[Any, _Recorded]] = []
 
     def watch(self, trainer: Any) -> None:
@@ -65,18 +68,21 @@ class Evidence:
         """Let the first two batches of an epoch enter its digest."""
         digests = self._node.batch_digests
         if batch_idx < DIGESTED_BATCHES and (batch_idx == 0 or epoch in digests) and tensors_in(batch):
-            digests[epoch] = chained(digests[epoch] if batch_idx else "", batch)
+            digests[epoch] = chained(digests[epoch] if batch_idx else "", batch, self._processes)
 
     def end_epoch(self, trainer: Any) -> None:
         """Digest the indices and the augmentation of an epoch that was run to its end."""
         epoch, batches = trainer.current_epoch, trainer.fit_loop.batch_idx + 1
         taken = [r.indices[: batches * sampler.batch_size].tobytes() for sampler, r in self._recorded]
         if any(taken):
-            self._node.order_digests[epoch] = hashlib.sha256(b"".join(taken)).hexdigest()
+            self._node.order_digests[epoch] = self._joint(b"".join(taken))
         datasets: list[Any] = [getattr(loader, "dataset", None) for loader in internals.loaders(trainer.fit_loop)]
         draws = [data.augmentation_digest() for data in datasets if hasattr(type(data), "augmentation_digest")]
         if draws:
-            self._node.augmentation_digests[epoch] = hashlib.sha256("".join(draws).encode()).hexdigest()
+            self._node.augmentation_digests[epoch] = self._joint("".join(draws).encode())
+
+    def _joint(self, own: bytes) -> str:
+        return joint_digest(hashlib.sha256(own).hexdigest(), self._processes)
 
     def close(self) -> None:
         """Unwrap the samplers."""

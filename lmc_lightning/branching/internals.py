@@ -4,7 +4,8 @@ Checkpoints hold no random state and no iterator, and the loop of a resumed run 
 never interrupted. What has to be read or put right for that lives here and nowhere else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -41,6 +42,15 @@ PRIVATE_NAMES = {
     "signal_connector": ("register_signal_handlers",),
     "module": ("_compiler_ctx",),
     "trainer": ("_detect_anomaly", "_val_check_time_interval"),
+    "ddp": (
+        "_ddp_kwargs",
+        "_ddp_comm_state",
+        "_ddp_comm_hook",
+        "_ddp_comm_wrapper",
+        "_model_averaging_period",
+        "_process_group_backend",
+        "_timeout",
+    ),
 }
 """Read by the test that compares this list with the installed Lightning."""
 
@@ -258,3 +268,25 @@ def seconds_between_validations(trainer: Any) -> float | None:
     """``val_check_interval`` where it was given as a time."""
     interval: float | None = trainer._val_check_time_interval
     return interval
+
+
+def ddp_arguments(strategy: Any) -> dict[str, Any]:
+    """The constructor arguments of a ``DDPStrategy`` that its twin in these very processes needs."""
+    own = {"process_group_backend": strategy._process_group_backend, "timeout": strategy._timeout}
+    return {**strategy._ddp_kwargs, **own}
+
+
+def has_communication_hook(strategy: Any) -> bool:
+    """Whether a ``DDPStrategy`` was given a way of its own to average gradients or weights."""
+    names = ("_ddp_comm_state", "_ddp_comm_hook", "_ddp_comm_wrapper", "_model_averaging_period")
+    return any(getattr(strategy, name) is not None for name in names)
+
+
+@contextmanager
+def without_barriers(trainer: Any) -> Iterator[None]:
+    """``save_checkpoint`` waits for the other processes at its end: for ever, where the first one failed to write."""
+    trainer.strategy.barrier = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        del trainer.strategy.barrier

@@ -5,7 +5,7 @@ import platform
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lmc_lightning.branching.nodes import Axis, Choice, Fork, Node, Position, Status, Stream
 from lmc_lightning.branching.storage import DamagedFileError, link_or_copy
+from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.structure import digest
 
@@ -39,7 +40,8 @@ class Family:
         end: where the trunk has come to; ``trunk.status`` says whether that is its end.
         forks: snapshots by the label of their branch point.
         configuration: the arguments of the callback.
-        writes: whether this process writes the files; of several that train together, the first one does.
+        processes: that train together: all have the account of the first one, which alone writes.
+        writes: whether this process does.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -49,6 +51,7 @@ class Family:
         self.end = Position()
         self.forks: dict[str, Fork] = {}
         self.configuration: dict[str, Any] = {}
+        self.processes = Collective()
         self.writes = True
 
     @classmethod
@@ -67,30 +70,40 @@ class Family:
         content = _read(path)
         if content["version"] != VERSION:
             raise ValueError(f"{path} has version {content['version']}, this package reads {VERSION}.")
-        family.trunk = Node.from_dict(content["trunk"])
-        family.children = [Node.from_dict(child) for child in content["children"]]
-        family.end = Position(**content["end"])
-        family.forks = {label: Fork.from_dict(fork) for label, fork in content["forks"].items()}
-        family.configuration = content["configuration"]
+        family._fill(content)
         family.refresh()
         return family
 
+    def _fill(self, content: Mapping[str, Any]) -> None:
+        vars(self.trunk).update(vars(Node.from_dict(content["trunk"])))
+        self.children = [self._taken_in(Node.from_dict(child)) for child in content["children"]]
+        self.end = Position(**content["end"])
+        self.forks = {label: Fork.from_dict(fork) for label, fork in content["forks"].items()}
+        self.configuration = content["configuration"]
+
+    def _taken_in(self, node: Node) -> Node:
+        """The child of that name, which others refer to, as ``node`` has it; or ``node``, if there is none."""
+        known = next((child for child in self.children if child.name == node.name), node)
+        vars(known).update(vars(node))
+        return known
+
     def refresh(self, skip: Iterable[str] = ()) -> None:
         """Read what other processes have written of the children, those called ``skip`` excepted."""
-        known = {child.name: child for child in self.children}
-        for path in sorted((self.folder / "nodes").glob("*.json")):
-            if path.stem not in skip:
-                node = Node.from_dict(_read(path))
-                if node.name in known:
-                    vars(known[node.name]).update(vars(node))
-                else:
+        if self.writes:
+            for path in sorted((self.folder / "nodes").glob("*.json")):
+                node = self._taken_in(Node.from_dict(_read(path))) if path.stem not in skip else None
+                if node is not None and node not in self.children:
                     self.children.append(node)
+        self.share()
 
-    def save(self) -> None:
-        """Write ``lineage.json``, atomically."""
+    def share(self) -> None:
+        """Let all processes that train together have the account of the first one."""
+        content = self.processes.first(self._content)
         if not self.writes:
-            return
-        content = {
+            self._fill(content)
+
+    def _content(self) -> dict[str, Any]:
+        return {
             "version": VERSION,
             "configuration": self.configuration,
             "versions": versions(),
@@ -99,7 +112,11 @@ class Family:
             "trunk": asdict(self.trunk),
             "children": [asdict(child) for child in self.children],
         }
-        write_json(self.folder / "lineage.json", content)
+
+    def save(self) -> None:
+        """Write ``lineage.json``, atomically."""
+        if self.writes:
+            write_json(self.folder / "lineage.json", self._content())
 
     def save_child(self, child: Node) -> None:
         """Write the file of one child, atomically."""
@@ -177,20 +194,27 @@ class Family:
         """The file of the losses and metrics of ``node``, step by step."""
         return self.folder / "curves" / f"{node.name}.csv"
 
-    def keep(self, node: Node, epoch: int, step: int, module: nn.Module) -> None:
-        """Write the parameters and buffers of ``module``, atomically, and note them in the node."""
+    def keep(self, node: Node, epoch: int, step: int, module: nn.Module | Mapping[str, Any]) -> None:
+        """Write the parameters and buffers of ``module``, or a state dict, atomically, and note them in the node.
+
+        Of several processes that train together all call this, and those of the first one are written.
+        """
+        node.state_digests[epoch] = self.processes.first(lambda: self._write(node, epoch, module))
+        node.epochs[epoch] = step
+
+    def _write(self, node: Node, epoch: int, module: nn.Module | Mapping[str, Any]) -> str:
+        values = module.state_dict() if isinstance(module, nn.Module) else module
         state = {
             name: value.detach().to("cpu", copy=True).contiguous()
-            for name, value in module.state_dict().items()
+            for name, value in values.items()
             if isinstance(value, Tensor)
         }
-        node.epochs[epoch] = step
-        node.state_digests[epoch] = digest(state)
-        path = self.weights_path(node, epoch)
-        if node.is_branch_point(epoch) and node.state_digests[epoch] == self.trunk.state_digests.get(epoch):
+        found = digest(state)
+        if node.is_branch_point(epoch) and found == self.trunk.state_digests.get(epoch):
             self.keep_trunks(node, epoch)
-        elif self.writes:
-            write_atomic(path, lambda file: torch.save(state, file))
+        else:
+            write_atomic(self.weights_path(node, epoch), lambda file: torch.save(state, file))
+        return found
 
     def keep_trunks(self, node: Node, epoch: int) -> None:
         """Let a child share the weights of the trunk, of which it is a copy at that epoch."""

@@ -6,9 +6,11 @@ walk over attributes and named by their paths, so that a child built from copies
 """
 
 import functools
+import hashlib
+import json
 import random
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -22,6 +24,9 @@ from lmc_lightning.core.random_vectors import derive_seed
 
 NoiseState: TypeAlias = dict[str, Any]
 """``rng``, ``generators`` and ``seeds``; plain values and tensors only."""
+
+SeedOf: TypeAlias = Callable[[int, str], int]
+"""``(seed, path) -> seed`` of one process; see :func:`seeds_of_process`."""
 
 Generator: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
@@ -94,16 +99,37 @@ def set_noise_state(state: NoiseState, roots: Mapping[str, Any]) -> None:
                 setattr(value, name, state["seeds"][f"{path}.{name}"])
 
 
-def renew_noise(noise_seed: int, roots: Mapping[str, Any]) -> None:
-    """Fresh noise everywhere, a function of ``noise_seed`` and the paths alone.
+def stream_digests(state: NoiseState) -> dict[str, str]:
+    """For the global generators of the main process, called ``global``, and for each other one, what its state is."""
+    streams = {"global": [state["rng"][name] for name in ("python", "numpy", "torch")], **state["generators"]}
+    texts = {path: json.dumps(stream, default=Tensor.tolist) for path, stream in streams.items()}
+    return {path: hashlib.sha256(text.encode()).hexdigest() for path, text in texts.items()}
+
+
+def seeds_of_process(rank: int, apart: Collection[str]) -> SeedOf:
+    """New seeds for the streams of one of several processes: its own where the trunk's stream was, else shared.
+
+    Args:
+        rank: of the process.
+        apart: paths of the streams whose state was not that of the first process.
+    """
+    return lambda seed, path: derive_seed(seed, "process", rank) if path in apart else seed
+
+
+ONE_PROCESS = seeds_of_process(0, ())
+"""Seeds where nobody else trains."""
+
+
+def renew_noise(noise_seed: int, roots: Mapping[str, Any], seed_of: SeedOf = ONE_PROCESS) -> None:
+    """Fresh noise everywhere, a function of ``noise_seed``, the paths and the process alone.
 
     Global generators, reachable generators, ``noise_seed`` attributes, and the ``seed`` of samplers that have
     ``set_epoch``. What belongs to validation keeps its state.
     """
-    seed_everything(derive_seed(noise_seed, "global"))
+    seed_everything(seed_of(derive_seed(noise_seed, "global"), "global"))
     for path, value in reachable({name: root for name, root in roots.items() if not name.startswith("val")}):
         if isinstance(value, GENERATORS):
-            seed_generator(value, derive_seed(noise_seed, "generator", path))
+            seed_generator(value, seed_of(derive_seed(noise_seed, "generator", path), path))
         for name in _seed_names(value):
             setattr(value, name, noise_seed if name == "noise_seed" else derive_seed(noise_seed, "sampler"))
 

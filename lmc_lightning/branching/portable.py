@@ -51,12 +51,14 @@ def main_script() -> str | None:
     return None if script is None else str(Path(script).resolve())
 
 
-def save_blueprint(blueprint: Blueprint, path: Path) -> None:
+def save_blueprint(blueprint: Blueprint, path: Path, num_processes: int = 1) -> None:
     """Write what children are built from, so that another process can build them.
 
     Raises:
-        TypeError: a part does not pickle; the message names it.
+        TypeError: a part does not pickle; the message names it. Or several processes train children together.
     """
+    if num_processes > 1:
+        raise TypeError(f"children of {num_processes} processes are trained by these only")
     for what, part in blueprint.parts().items():
         try:
             _Pickler(_Nowhere(), blueprint.shared).dump(part)

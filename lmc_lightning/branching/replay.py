@@ -3,9 +3,11 @@
 import copy
 from typing import Any
 
+import torch
+
 from lmc_lightning.branching import internals
 from lmc_lightning.branching.nodes import Node
-from lmc_lightning.branching.noise import noise_roots, set_noise_state
+from lmc_lightning.branching.noise import noise_roots, seeds_of_process, set_noise_state
 from lmc_lightning.branching.snapshot import NOISE_VERSION
 from lmc_lightning.branching.streams import check_separable, renew, renew_workers, restore_workers
 from lmc_lightning.core.glassbox import rng_state, set_rng_state
@@ -22,16 +24,18 @@ class Replay:
     Args:
         noise: of the fork, as it was written beside the checkpoint.
         node: of the child.
+        rank: of this process among those that train together.
 
     Raises:
         ValueError: the noise is of another version.
     """
 
-    def __init__(self, noise: dict[str, Any], node: Node) -> None:
+    def __init__(self, noise: dict[str, Any], node: Node, rank: int = 0) -> None:
         if noise["version"] != NOISE_VERSION:
             raise ValueError(f"The snapshot has version {noise['version']}, this package reads {NOISE_VERSION}.")
         self._noise, self._node = noise, node
         self._loaders_made = False
+        self._seed_of = seeds_of_process(rank, noise["apart"])
         self._renewed: list[Any] = []
 
     @property
@@ -72,10 +76,11 @@ class Replay:
         internals.set_reload_epochs(trainer, epoch["reload_epochs"])
         internals.metrics(trainer).update(epoch["metrics"])
         set_noise_state(epoch["noise"], roots)
+        self._restore_buffers(pl_module)
         if not epoch["first_iterator"]:
             internals.set_loader_states(trainer, epoch["loader_states"])
         if not self.is_mid_epoch:
-            renew(self._node, trainer, roots)
+            renew(self._node, trainer, roots, self._seed_of)
             if self._node.is_own("order"):
                 # Also persistent workers, whose own random states are those of the trunk.
                 self._renew_iterator(trainer, now=epoch["first_iterator"])
@@ -84,24 +89,32 @@ class Replay:
         """Go on to a fork between two batches, called before the first batch of the epoch is fetched."""
         between, roots = self._noise["between"], noise_roots(trainer, pl_module)
         restore_again(trainer, pl_module, checkpoint)
+        self._restore_buffers(pl_module)
         fetched = between["progress"]["fetched"]
         if self._node.is_own("order"):
             set_noise_state(between["noise"], roots)
-            renew(self._node, trainer, roots)
+            renew(self._node, trainer, roots, self._seed_of)
             self._renew_iterator(trainer, now=True, fetched=fetched)
         else:
-            renew(self._node, trainer, roots)  # seeds of an augmentation, which are read when the first batch is
+            renew(
+                self._node, trainer, roots, self._seed_of
+            )  # seeds of an augmentation, which are read when the first batch is
             for state in between["fetches"]:
                 set_rng_state(state)
                 internals.drop_batches(trainer, 1 + internals.num_fetched(trainer))
             internals.drop_batches(trainer, fetched)
             set_noise_state(between["noise"], roots)
-            renew(self._node, trainer, roots)
+            renew(self._node, trainer, roots, self._seed_of)
         internals.set_progress(trainer, between["progress"])
         internals.metrics(trainer).clear()
         internals.metrics(trainer).update(between["metrics"])
         for parameter, gradient in zip(pl_module.parameters(), between["gradients"] or [], strict=False):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+    def _restore_buffers(self, pl_module: Any) -> None:
+        with torch.no_grad():
+            for buffer, saved in zip(pl_module.buffers(), self._noise["buffers"] or (), strict=False):
+                buffer.copy_(saved)
 
     def _renew_iterator(self, trainer: Any, *, now: bool, fetched: int = 0) -> None:
         state = rng_state()
@@ -116,16 +129,32 @@ class Replay:
         self._renewed = []
 
 
-def restore_again(trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-    """Load once more what hooks at the start of the epoch may have moved on."""
+def restore_again(trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> bool:
+    """Load once more what hooks of the start may have moved on, which the trunk's had done before the fork.
+
+    Returns what :func:`restore_optimizers` does.
+    """
     match_weights(pl_module, checkpoint)
-    trainer.strategy.load_optimizer_state_dict(checkpoint)
-    for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
-        config.scheduler.load_state_dict(state)
+    complete = restore_optimizers(trainer, checkpoint)
     for callback in trainer.callbacks:
         state = checkpoint["callbacks"].get(callback.state_key)
         if state:
             callback.load_state_dict(copy.deepcopy(state))
+    return complete
+
+
+def restore_optimizers(trainer: Any, checkpoint: dict[str, Any]) -> bool:
+    """Load the states of optimizers and schedulers, and say whether the schedulers are there.
+
+    ``StochasticWeightAveraging`` takes the schedulers away when it resumes, and makes one at the start of the epoch,
+    which changes the rates.
+    """
+    trainer.strategy.load_optimizer_state_dict({"optimizer_states": copy.deepcopy(checkpoint["optimizer_states"])})
+    there = len(trainer.lr_scheduler_configs) == len(checkpoint["lr_schedulers"])
+    if there:
+        for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
+            config.scheduler.load_state_dict(copy.deepcopy(state))
+    return there
 
 
 def match_weights(pl_module: Any, checkpoint: dict[str, Any]) -> None:

@@ -9,12 +9,13 @@ import torch
 
 from lmc_lightning.branching import internals
 from lmc_lightning.branching.nodes import Fork, Position
-from lmc_lightning.branching.noise import NoiseState, noise_roots, noise_state
+from lmc_lightning.branching.noise import NoiseState, noise_roots, noise_state, stream_digests
 from lmc_lightning.branching.storage import sha256_of
+from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.glassbox import RngState, preserved_rng, rng_state
 
-NOISE_VERSION = 2
+NOISE_VERSION = 3
 
 
 class NoiseWatch:
@@ -106,6 +107,7 @@ def take_fork(
     fork: Fork,
     family_folder: Path,
     saving: Callable[[], AbstractContextManager[None]],
+    processes: Collective,
     *,
     mid_epoch: bool,
 ) -> None:
@@ -117,6 +119,7 @@ def take_fork(
         fork: whose files are written; gets their digests.
         family_folder: which the files are relative to.
         saving: a context in which the caller's ``on_save_checkpoint`` calls :func:`rewind_to_epoch_start`.
+        processes: that train together, all of which call this; the first one writes the checkpoint.
         mid_epoch: whether it is between two batches.
 
     Raises:
@@ -125,25 +128,31 @@ def take_fork(
     """
     if watch.epoch is None:
         raise RuntimeError("training was resumed within this epoch, whose order cannot be known")
+    between = watch.between_batches() if mid_epoch else None
+    digests = stream_digests((between or watch.epoch)["noise"])
+    firsts = processes.first(lambda: digests)
     noise = {
         "version": NOISE_VERSION,
         "setup": watch.at_setup,
         "loaders": watch.before_loaders,
         "loader_states": watch.loader_states,
         "epoch": watch.epoch,
-        "between": watch.between_batches() if mid_epoch else None,
+        "between": between,
+        "apart": [path for path in digests if digests[path] != firsts.get(path)],
+        # The checkpoint has those of the first process, which others may not share until the next forward pass.
+        "buffers": None if trainer.is_global_zero else [b.detach().clone() for b in trainer.lightning_module.buffers()],
     }
     path, noise_path = family_folder / fork.checkpoint, family_folder / fork.noise(trainer.global_rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(noise_path, lambda file: torch.save(noise, file))
-    if trainer.is_global_zero:
-        path.unlink(missing_ok=True)
-    with preserved_rng(), saving():
-        trainer.save_checkpoint(path, weights_only=False)
-    if trainer.is_global_zero:
-        if not path.is_file() or path.stat().st_size == 0:
-            raise OSError(f"The snapshot {path} was not written. Is there space left, and may this user write there?")
-        fork.digests = {file.name: sha256_of(file) for file in (path, noise_path)}
+    with processes.agreed():
+        write_atomic(noise_path, lambda file: torch.save(noise, file))
+        if trainer.is_global_zero:
+            path.unlink(missing_ok=True)
+        with preserved_rng(), saving(), internals.without_barriers(trainer):
+            trainer.save_checkpoint(path, weights_only=False)
+    if trainer.is_global_zero and (not path.is_file() or path.stat().st_size == 0):
+        raise OSError(f"The snapshot {path} was not written. Is there space left, and may this user write there?")
+    names = [path.name, *(f"noise_{rank}.pt" for rank in range(trainer.world_size))]
+    fork.digests = processes.first(lambda: {name: sha256_of(path.parent / name) for name in names})
 
 
 def rewind_to_epoch_start(checkpoint: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ def trainer_class(trainer: Any) -> type[Any]:
 
 
 def trainer_arguments(trainer: Any) -> dict[str, Any]:
-    """The constructor arguments of a single-device Trainer, read off it before training.
+    """The constructor arguments of a Trainer, read off it before training, but for its strategy.
 
     Flags that are global (``deterministic``, ``benchmark``) are left out: they hold for children anyway.
 
@@ -55,13 +55,13 @@ def trainer_arguments(trainer: Any) -> dict[str, Any]:
             "overrides})."
         )
     seconds = internals.seconds_between_validations(trainer)
-    device = trainer.strategy.root_device
     names = """max_epochs min_epochs max_steps min_steps limit_train_batches limit_val_batches limit_test_batches
         limit_predict_batches overfit_batches check_val_every_n_epoch log_every_n_steps accumulate_grad_batches
         gradient_clip_val reload_dataloaders_every_n_epochs precision barebones"""
     return {name: getattr(trainer, name) for name in names.split()} | {
         "accelerator": _ACCELERATORS[type(trainer.accelerator).__name__],
-        "devices": 1 if device.index is None else [device.index],
+        "devices": _devices(trainer.strategy),
+        "num_nodes": trainer.num_nodes,
         "val_check_interval": trainer.val_check_interval if seconds is None else timedelta(seconds=seconds),
         "gradient_clip_algorithm": getattr(trainer.gradient_clip_algorithm, "value", None),
         "inference_mode": trainer.validate_loop.inference_mode,
@@ -72,10 +72,19 @@ def trainer_arguments(trainer: Any) -> dict[str, Any]:
     }
 
 
+def _devices(strategy: Any) -> Any:
+    devices = getattr(strategy, "parallel_devices", None) or [strategy.root_device]
+    return len(devices) if devices[0].index is None else [device.index for device in devices]
+
+
+def _is_ddp(strategy: Any) -> bool:
+    return type(strategy).__name__ == "DDPStrategy"
+
+
 def _unreadable(trainer: Any) -> list[str]:
     parts = {
         "the Trainer subclass": (trainer, "Trainer"),
-        "the strategy": (trainer.strategy, "SingleDeviceStrategy"),
+        "the strategy": (trainer.strategy, "DDPStrategy" if _is_ddp(trainer.strategy) else "SingleDeviceStrategy"),
         "the loop": (trainer.fit_loop, "_FitLoop"),
         "the training epoch loop": (trainer.fit_loop.epoch_loop, "_TrainingEpochLoop"),
         "the validation loop": (internals.val_loop(trainer), "_EvaluationLoop"),
@@ -88,6 +97,8 @@ def _unreadable(trainer: Any) -> list[str]:
     accelerator = type(trainer.accelerator)
     if accelerator.__name__ not in _ACCELERATORS or not _is_lightnings(accelerator):
         foreign.append(f"the accelerator {accelerator.__name__}")
+    if _is_ddp(trainer.strategy) and internals.has_communication_hook(trainer.strategy):
+        foreign.append("the communication hook of the strategy")
     return foreign + [f"the plugin {type(plugin).__name__}" for plugin in internals.plugins(trainer)]
 
 
@@ -120,6 +131,7 @@ class Blueprint:
 
     Attributes:
         shared: what copies lead back to and share.
+        left_out: the callbacks that are not passed on.
         intervention: applied at its fork to every child whose entry says so; None: nothing.
 
     Raises:
@@ -145,6 +157,9 @@ class Blueprint:
             )
         self._make: MakeTrainer = make_trainer or trainer_class(trainer)
         self._arguments = {} if make_trainer else trainer_arguments(trainer)
+        self._ddp = (
+            (type(trainer.strategy), internals.ddp_arguments(trainer.strategy)) if _is_ddp(trainer.strategy) else None
+        )
         self._fast_dev_run = trainer.fast_dev_run
         self._loggers = [] if trainer.fast_dev_run else curve_loggers(trainer.loggers)
         owners = (pl_module, trainer.datamodule)
@@ -152,6 +167,7 @@ class Blueprint:
         self._sources = tuple(None if any(s is owner for owner in owners) else s for s in (train, val))
         unwanted = _NOT_FOR_CHILDREN if self._loggers else _NOT_FOR_CHILDREN | _NEED_A_LOGGER
         copied = [c for c in trainer.callbacks if c is owner or not (is_one_of_ours(c) or _named(c, unwanted))]
+        self.left_out = [type(c).__name__ for c in trainer.callbacks if c not in copied]
         # The child's callback takes the owner's place: hooks run in the order of the list.
         listed = [None if callback is owner else callback for callback in copied]
         self.shared = [trainer]  # copies lead back to it until their own `fit` puts another in its place
@@ -177,6 +193,9 @@ class Blueprint:
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
         }
+        if self._ddp is not None:  # in the processes that there are
+            kind, arguments = self._ddp
+            overrides["strategy"] = kind(**arguments)
         trainer = self._make(**self._arguments | overrides)
         trainer.fast_dev_run = self._fast_dev_run
         if child not in trainer.callbacks:

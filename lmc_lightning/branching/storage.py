@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,18 @@ def in_words(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} TB"
+
+
+def num_kept(trainer: Any, family: Any, plan: Any) -> int | None:
+    """Sets of weights that trunk and children will keep; None if nobody knows when the run ends."""
+    batches, last = trainer.num_training_batches, trainer.max_epochs
+    if last is None or last < 0:
+        if trainer.max_steps < 0 or batches == float("inf"):
+            return None
+        last = ceil(trainer.max_steps * trainer.accumulate_grad_batches / batches)
+    wanted = [epoch for epoch in range(last + 1) if family.wants(epoch) or epoch == last]
+    starts = [p.at if p.axis == "epoch" else int(p.at // batches) for p in plan.points]
+    return len(wanted) + int(plan.children) * sum(epoch > start for start in starts for epoch in wanted)
 
 
 def free_bytes(folder: Path) -> int:

@@ -15,7 +15,7 @@ import torch
 
 from lmc_lightning.branching import internals
 from lmc_lightning.branching.nodes import Choice, Node, Stream
-from lmc_lightning.branching.noise import GENERATORS, reachable, renew_noise, seed_generator
+from lmc_lightning.branching.noise import GENERATORS, SeedOf, reachable, renew_noise, seed_generator
 from lmc_lightning.core.glassbox import seed_everything
 from lmc_lightning.core.random_vectors import derive_seed
 
@@ -76,22 +76,22 @@ def check_separable(trainer: Any, choices: Mapping[Stream, Choice]) -> None:
         )
 
 
-def renew(node: Node, trainer: Any, roots: Mapping[str, Any]) -> None:
+def renew(node: Node, trainer: Any, roots: Mapping[str, Any], seed_of: SeedOf) -> None:
     """Give a child its own noise where it is to have some; everything else is left as it is."""
     if node.noise_seed is None:
         return
     if len(node.seeds) == 0:
-        renew_noise(node.noise_seed, roots)
+        renew_noise(node.noise_seed, roots, seed_of)
         return
     sources = sources_of(trainer, node.noise)
     if any(sources[stream] == GLOBAL for stream in node.seeds):
-        _seed_main_process(derive_seed(node.noise_seed, "global"))
+        _seed_main_process(seed_of(derive_seed(node.noise_seed, "global"), "global"))
     if "dropout" in node.seeds and sources["dropout"] == _CUDA:
-        torch.cuda.manual_seed_all(node.seeds["dropout"])
+        torch.cuda.manual_seed_all(seed_of(node.seeds["dropout"], "global"))
     for stream in ("order", "augmentation"):
         if stream in node.seeds and is_seeded(trainer.datamodule):
             setattr(trainer.datamodule, f"{stream}_seed", node.seeds[stream])
-    _renew_generators(node, internals.loaders(trainer.fit_loop), roots)
+    _renew_generators(node, internals.loaders(trainer.fit_loop), roots, seed_of)
 
 
 def _seed_main_process(seed: int) -> None:
@@ -101,14 +101,14 @@ def _seed_main_process(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-def _renew_generators(node: Node, loaders: list[Any], roots: Mapping[str, Any]) -> None:
+def _renew_generators(node: Node, loaders: list[Any], roots: Mapping[str, Any], seed_of: SeedOf) -> None:
     ordering = {id(generator) for loader in loaders for generator in _order_generators(loader)}
     for path, value in reachable({name: root for name, root in roots.items() if not name.startswith("val")}):
         if isinstance(value, GENERATORS):
             is_modules = path.split(".")[0].split("[")[0] == "module"
             stream: Stream = "order" if id(value) in ordering else "dropout" if is_modules else "augmentation"
             if stream in node.seeds:
-                seed_generator(value, derive_seed(node.seeds[stream], "generator", path))
+                seed_generator(value, seed_of(derive_seed(node.seeds[stream], "generator", path), path))
     samplers: list[Any] = [getattr(loader, "sampler", None) for loader in loaders]
     for sampler in samplers:
         if "order" in node.seeds and hasattr(type(sampler), "set_epoch") and hasattr(sampler, "seed"):

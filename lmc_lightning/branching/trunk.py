@@ -3,24 +3,25 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from math import ceil
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lmc_lightning.branching.averaging import LiveWeights, averaging
+from lmc_lightning.branching.checks import check_processes, local, reachable, refuse_persistent_workers
 from lmc_lightning.branching.children import Children, cut
 from lmc_lightning.branching.claims import claimed, is_claimed
 from lmc_lightning.branching.evidence import DIGESTED_BATCHES, Evidence, chained, judge
-from lmc_lightning.branching.lineage import Family, Fork, Node, Status
+from lmc_lightning.branching.lineage import Family, Fork, Node, Position, Status
 from lmc_lightning.branching.plan import Plan, Point, When, noise_of
 from lmc_lightning.branching.portable import BLUEPRINT, save_blueprint
+from lmc_lightning.branching.processes import processes_of
 from lmc_lightning.branching.snapshot import NoiseWatch, position, take_fork
 from lmc_lightning.branching.spawn import Blueprint
 from lmc_lightning.branching.start import start
-from lmc_lightning.branching.storage import disk_use, link_or_copy, snapshot_bytes, weight_bytes
+from lmc_lightning.branching.storage import disk_use, link_or_copy, num_kept, snapshot_bytes, weight_bytes
 from lmc_lightning.branching.streams import check_separable
 from lmc_lightning.core.glassbox import preserved_rng
 from lmc_lightning.core.structure import tensors_in
@@ -37,34 +38,43 @@ class Trunk:
         saving: a context in which checkpoints are snapshots.
 
     Raises:
-        ValueError: more than one device, a branch point past the end, a Trainer that cannot be read back.
+        ValueError: several processes without ``ddp``, a branch point past the end, a Trainer that cannot be read back.
         TypeError: something that children need cannot be copied.
     """
 
     def __init__(self, trainer: Any, pl_module: Any, owner: Any, place: int, saving: Callable[[], Any]) -> None:
         self.trainer, self.module = trainer, pl_module
-        self.plan: Plan = _reachable(owner.plan, trainer)
+        self.plan: Plan = reachable(owner.plan, trainer)
         self._when: When = owner.when
         self._saving = saving
         log_dir = trainer.log_dir  # a broadcast: on every rank
-        if trainer.world_size > 1:
-            raise ValueError(f"CheckpointBranching needs a single device, got a Trainer of {trainer.world_size}.")
+        check_processes(trainer, self._when)
+        self._processes = processes_of(trainer)
+        with self._processes.agreed():
+            self._set_up(owner, place, log_dir)
+
+    def _set_up(self, owner: Any, place: int, log_dir: str | None) -> None:
+        trainer, pl_module = self.trainer, self.module
         copies = self._when == "immediately"
         self._blueprint = Blueprint(trainer, pl_module, owner, owner.make_trainer, copy_loaders=copies)
         self._blueprint.intervention = self.plan.intervention
         suffix = f"_{place}" if place else ""
-        root = None if trainer.fast_dev_run else _local(log_dir or trainer.default_root_dir)
+        root = None if trainer.fast_dev_run else local(log_dir or trainer.default_root_dir)
         self.family = Family(root and root / "lmc" / f"family{suffix}")
+        self.family.processes, self.family.writes = self._processes, trainer.is_global_zero
+        self.family.folder = self._processes.first(lambda: self.family.folder)
         self._branches = (root or self.family.folder) / f"branches{suffix}"
         self._children = Children(
             self.family,
             self._blueprint,
             self._branches,
             roots={"module": pl_module, "datamodule": trainer.datamodule},
-            silent=trainer.progress_bar_callback is None,
+            rank=trainer.global_rank,
+            silent=trainer.progress_bar_callback is None or not trainer.is_global_zero,
         )
-        self._evidence = Evidence(self.family.trunk)
+        self._evidence = Evidence(self.family.trunk, self._processes)
         self._watch = NoiseWatch(trainer, pl_module, self._loaders_are_ready, self._between_batches)
+        self._live = LiveWeights(trainer.callbacks)
         self._open: list[Point] = []
         self._young: dict[str, int] = {}
         self._began: tuple[float, int] | None = None
@@ -74,10 +84,14 @@ class Trunk:
         self.seconds_per_batch = 0.0
 
     @contextmanager
-    def guarded(self, doing: str) -> Iterator[None]:
-        """A measurement may fail, a training run may not: what goes wrong is recorded and warned of, once."""
+    def guarded(self, doing: str, *, together: bool = True) -> Iterator[None]:
+        """A measurement may fail, a training run may not: what goes wrong is recorded and warned of, once.
+
+        On all processes, if they do it ``together``, which costs a sum over them.
+        """
         try:
-            yield
+            with self._processes.agreed() if together else nullcontext():
+                yield
         except Exception as error:
             reason = f"cannot {doing}: {type(error).__name__}: {error}"
             self.family.trunk.reason = reason
@@ -90,7 +104,7 @@ class Trunk:
     def _loaders_are_ready(self) -> None:
         check_separable(self.trainer, noise_of(self.plan.noise))
         if self._when == "immediately":
-            _refuse_persistent_workers(self.trainer)
+            refuse_persistent_workers(self.trainer)
         self._evidence.watch(self.trainer)
 
     def begin(self, earlier: Path | None) -> None:
@@ -100,13 +114,15 @@ class Trunk:
             earlier: the folder of that family as the checkpoint names it.
         """
         resumed, here = self.trainer.global_step > 0, position(self.trainer)
-        if is_claimed(self.family.folder, "trunk"):
-            raise RuntimeError(f"another process trains the trunk of the family in {self.family.folder}")
-        start(self.family, self.plan, here if resumed else None, earlier)
+        self._processes.first(lambda: self._start(here if resumed else None, earlier))
+        self.family.share()
         self.family.configuration = {
             **self.plan.record(),
             "when": self._when,
             "keep": self._keeping(),
+            "processes": self.trainer.world_size,
+            "left_out": self._blueprint.left_out,
+            "averaging": [type(callback).__name__ for callback in averaging(self.trainer.callbacks)],
             "branches": os.path.relpath(self._branches, self.family.folder),
         }
         self._open = [
@@ -117,10 +133,16 @@ class Trunk:
         self._began = (time.monotonic(), here.batches)
         if resumed:
             self._report_missing(f"training was resumed after {here.epoch} epochs, without it")
-        self._claim.enter_context(claimed(self.family.folder, "trunk"))
-        self.family.save()
-        if not self.trainer.fast_dev_run:
-            self._write_blueprint()
+        if self.family.writes:
+            self._claim.enter_context(claimed(self.family.folder, "trunk"))
+            self.family.save()
+            if not self.trainer.fast_dev_run:
+                self._write_blueprint()
+
+    def _start(self, here: Position | None, earlier: Path | None) -> None:
+        if is_claimed(self.family.folder, "trunk"):
+            raise RuntimeError(f"another process trains the trunk of the family in {self.family.folder}")
+        start(self.family, self.plan, here, earlier)
 
     def _keeping(self) -> list[dict[str, Any]]:
         """At which epochs weights are kept, in plain values."""
@@ -138,26 +160,17 @@ class Trunk:
         path = self.family.folder / BLUEPRINT
         path.unlink(missing_ok=True)
         try:
-            save_blueprint(self._blueprint, path)
+            save_blueprint(self._blueprint, path, self.trainer.world_size)
         except TypeError as error:
             self.family.configuration["blueprint"] = str(error)
             if self._when == "never":
                 rank_zero_warn(f"CheckpointBranching takes snapshots for other processes, but {error}")
         size = snapshot_bytes(self.module, self.trainer.optimizers)
         kept = weight_bytes(self.module)
-        line, fits = disk_use(self.family.folder, len(self._open), size, self._num_kept(), kept)
+        line, fits = disk_use(
+            self.family.folder, len(self._open), size, num_kept(self.trainer, self.family, self.plan), kept
+        )
         (rank_zero_info if fits else rank_zero_warn)(line if fits else f"{line} It will not fit.")
-
-    def _num_kept(self) -> int | None:
-        """Sets of weights that trunk and children will keep; None if nobody knows when the run ends."""
-        batches, last = self.trainer.num_training_batches, self.trainer.max_epochs
-        if last is None or last < 0:
-            if self.trainer.max_steps < 0 or batches == float("inf"):
-                return None
-            last = ceil(self.trainer.max_steps * self.trainer.accumulate_grad_batches / batches)
-        wanted = [epoch for epoch in range(last + 1) if self.family.wants(epoch) or epoch == last]
-        starts = [p.at if p.axis == "epoch" else int(p.at // batches) for p in self.plan.points]
-        return len(wanted) + self.plan.children * sum(epoch > start for start in starts for epoch in wanted)
 
     # -- while it trains ---------------------------------------------------------------------------------------------
 
@@ -169,7 +182,7 @@ class Trunk:
         if self._open:
             self._watch.begin_epoch()
         if self.family.wants(epoch):
-            self.family.keep(self.family.trunk, epoch, step, self.module)
+            self.family.keep(self.family.trunk, epoch, step, self._live.between_epochs(self.module))
         for point in due:
             self._fork(point, mid_epoch=False)
         self.family.save()
@@ -191,7 +204,9 @@ class Trunk:
         nodes = [child for child in self.family.children if child.label == point.label]
         fork = Fork(position(self.trainer), f"snapshots/{point.label}")
         try:
-            take_fork(self.trainer, self._watch, fork, self.family.folder, self._saving, mid_epoch=mid_epoch)
+            with self._processes.agreed():
+                folder, saving = self.family.folder, self._saving
+                take_fork(self.trainer, self._watch, fork, folder, saving, self._processes, mid_epoch=mid_epoch)
         except Exception as error:  # a fork may fail, the training may not
             reason = f"no snapshot: {type(error).__name__}: {error}"
             rank_zero_warn(f"CheckpointBranching cannot branch after {point.at} {point.axis}s, {reason}")
@@ -209,7 +224,7 @@ class Trunk:
     def _describe(self, fork: Fork) -> None:
         """Make the folder of a snapshot stand for itself."""
         folder, blueprint = self.family.folder / fork.folder, self.family.folder / BLUEPRINT
-        if blueprint.is_file():
+        if self.family.writes and blueprint.is_file():
             (folder / BLUEPRINT).unlink(missing_ok=True)
             link_or_copy(blueprint, folder / BLUEPRINT)
         self.family.save_fork(fork)
@@ -217,17 +232,21 @@ class Trunk:
     def see_batch(self, batch: Any, batch_idx: int) -> None:
         """Let the first batches of an epoch, and after a fork, enter their digests."""
         self._evidence.see_batch(self.trainer.current_epoch, batch, batch_idx)
+        grown: list[Fork] = []
         for label, seen in list(self._young.items()):
             fork = self.family.forks[label]
             if tensors_in(batch):
-                fork.first_batches = chained(fork.first_batches or "", batch)
+                fork.first_batches = chained(fork.first_batches or "", batch, self._processes)
             self._young[label] += 1
             if seen + 1 == DIGESTED_BATCHES:
                 del self._young[label]
-                self.family.save_fork(fork)
+                grown.append(fork)
+        for fork in grown:
+            self.family.save_fork(fork)
 
     def end_epoch(self) -> None:
         """Digest what the epoch was, in ``on_train_epoch_end``."""
+        self._live.end_epoch(self.module)
         self._evidence.end_epoch(self.trainer)
 
     # -- the end -----------------------------------------------------------------------------------------------------
@@ -235,13 +254,17 @@ class Trunk:
     def end_training(self) -> None:
         """Keep the last weights, in ``on_train_end``."""
         end = self.family.end = position(self.trainer)
-        self.family.keep(self.family.trunk, end.epoch, end.step, self.module)
-        if end.epoch != self.trainer.max_epochs and end.step != self.trainer.max_steps:
+        self.family.keep(self.family.trunk, end.epoch, end.step, self._live.between_epochs(self.module))
+        if not 0 <= self.trainer.max_epochs <= end.epoch and end.step != self.trainer.max_steps:
             self.family.trunk.reason = f"stopped early after {end.epoch} epochs, {end.step} steps"
         self._take_time()
 
     def complete(self) -> None:
         """Note that the trunk has come to its end, in ``on_fit_end``."""
+        with self._processes.agreed():
+            self._complete()
+
+    def _complete(self) -> None:
         end = self.family.end
         self.family.trunk.status = "completed"
         for point in self._open:
@@ -311,39 +334,8 @@ class Trunk:
             return
         self._children.run(unfinished, self.family.end, self.seconds_per_batch)
         self.family.refresh()
-        self.family.save()
-        with preserved_rng():
+        with preserved_rng(), self._processes.agreed():
+            self.family.save()
             for callback in self._readers():
                 callback.measure_family(self.family, self.trainer, self.module)
         self._measured = True
-
-
-def _reachable(plan: Plan, trainer: Any) -> Plan:
-    """The plan, less what a ``fast_dev_run`` cannot reach."""
-    if trainer.fast_dev_run:
-        return replace(plan, epochs=(0,), steps=())
-    for name, last in (("epochs", trainer.max_epochs), ("steps", trainer.max_steps)):
-        points = getattr(plan, name)
-        late = [at for at in points if 0 <= last < at]
-        if late:
-            raise ValueError(
-                f"Expected branch points of at most max_{name}={last} {name}, got {late} in {name}={list(points)}. "
-                "Leave them out, or train for longer."
-            )
-    return plan
-
-
-def _refuse_persistent_workers(trainer: Any) -> None:
-    from lmc_lightning.branching.internals import loaders
-
-    if any(getattr(loader, "persistent_workers", False) for loader in loaders(trainer.fit_loop)):
-        raise ValueError(
-            "when='immediately' trains children beside the trunk, whose persistent workers they would take over. Use "
-            "when='end', or loaders without persistent_workers."
-        )
-
-
-def _local(folder: str) -> Path:
-    if "://" in folder:
-        raise ValueError(f"CheckpointBranching keeps weights in a local folder, got {folder}. Give the logger one.")
-    return Path(folder)

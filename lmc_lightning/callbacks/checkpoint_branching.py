@@ -33,6 +33,15 @@ class CheckpointBranching(Callback):
     and the end. Then ``measure_family(family, trainer, pl_module)`` of those callbacks is called. The training of the
     trunk is the same, bit for bit, with and without.
 
+    Under ``strategy="ddp"`` (also spawned, or launched from outside) the same processes train the children, each under
+    its own part of the noise, which it writes beside the snapshot; all else the first one writes, into a folder that
+    all can read. Digests are of all processes. A child that fails on one of them alone ends the run, once the others
+    have not come to its end within minutes; to train what is left, resume the run.
+
+    Under ``WeightAveraging``, ``EMAWeightAveraging`` and ``StochasticWeightAveraging`` the weights themselves are
+    forked and kept, not their average, and children average on from where the trunk had come; only after the epoch in
+    which SWA recomputes the statistics of BatchNorm is the average what is kept.
+
     A child that fails, also one whose fresh noise turns out to be the trunk's, is recorded with its reason and the
     others go on. A trunk that is interrupted or fails starts no children; :meth:`run_children` trains them to where it
     had come, and continues after an interruption among them, and ``python -m lmc_lightning.branching`` does so in
@@ -75,8 +84,8 @@ class CheckpointBranching(Callback):
 
     Raises:
         ValueError: impossible arguments; before the first step a setting that is not there, a branch point past the
-            end, several devices, a Trainer that cannot be read back without ``make_trainer``, or noise that cannot be
-            had apart.
+            end, several devices without ``ddp``, a Trainer that cannot be read back without ``make_trainer``, or noise
+            that cannot be had apart.
         TypeError: in ``setup``, if the datamodule or a callback cannot be copied.
     """
 
@@ -191,18 +200,18 @@ class CheckpointBranching(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Digest the first batches of each epoch."""
         trunk = self._fitted()
-        with trunk.guarded("digest a batch"):
+        with trunk.guarded("digest a batch", together=False):
             trunk.see_batch(batch, batch_idx)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note the loss."""
-        with self._fitted().guarded("note the loss"):
+        with self._fitted().guarded("note the loss", together=False):
             self._curves.see_batch(trainer, outputs)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note the metrics."""
         if trainer.state.fn == "fit":
-            with self._fitted().guarded("note the metrics"):
+            with self._fitted().guarded("note the metrics", together=False):
                 self._curves.see_validation(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -254,7 +263,10 @@ class CheckpointBranching(Callback):
 
     def _fitted(self) -> Trunk:
         if self._trunk is None:
-            raise RuntimeError("There is no family yet: call trainer.fit with this CheckpointBranching in callbacks.")
+            raise RuntimeError(
+                "There is no family yet: call trainer.fit with this CheckpointBranching in callbacks. Processes that "
+                "Lightning spawned have left theirs in files: lmc_lightning.Family.load('<log_dir>/lmc/family')."
+            )
         return self._trunk
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from lmc_lightning.branching.averaging import averaging
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.bridge import LogRecorder
+from lmc_lightning.callbacks.bridge import LogRecorder, collective_of
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.callbacks.comparison import (
     EXTRAS,
@@ -68,7 +69,7 @@ class InterpolationBarrier(MeasurementCallback):
     ``…/child_{j}``                             appended when a branch point has several children
     ``…/siblings_{i}_{j}``                      appended for two children of it, with ``pairs=("siblings",)``
     ``…/{definition}``                          appended for further ``definitions``
-    ``barrier/{split}_loss/{reference}``        without branching: ``initial``, ``previous``, the checkpoint's name
+    ``barrier/{split}_loss/{reference}``        without branching: ``initial``, ``previous``, ``average``, the file
     ``barrier/{split}_error/{reference}``       likewise
     ``barrier/{metric}/{reference}``            likewise
     ``distance/{l2}/…``                         extra ``distances``, of parameters: ``l2``, ``relative`` to the way
@@ -93,7 +94,8 @@ class InterpolationBarrier(MeasurementCallback):
     Args:
         num_points: equally spaced points on the line, both ends included, or ``"adaptive"``: about ten, refined around
             the peaks of the losses, and 25 for curves with two peaks.
-        reference: ``"initial"``, ``"previous"`` (the last visit) or the path of a checkpoint; only without branching.
+        reference: ``"initial"``, ``"previous"`` (the last visit), ``"average"`` (of the weights, at the same moment, by
+            one of Lightning's averaging callbacks) or the path of a checkpoint; only without branching.
         pairs: ``"trunk"``: each child with the trunk; ``"siblings"``: the children of a branch point with each other.
         splits: of ``"train"``, ``"val"`` and ``"test"``; the last needs a datamodule with ``probe_batches``.
         metrics: further metrics by the name that ``validation_step`` logs, and which is better, ``"min"`` or ``"max"``.
@@ -160,7 +162,7 @@ class InterpolationBarrier(MeasurementCallback):
         """
         if stage == "fit":
             branching = any(isinstance(c, CheckpointBranching) for c in trainer.callbacks)
-            check_reference(self.reference, self.schedule, branching)
+            check_reference(self.reference, self.schedule, branching, averaging(trainer.callbacks))
             if self.metrics and not trainer.enable_validation:
                 raise ValueError(
                     f"metrics={self.metrics} are read from the validation of the run, and it has none. Give it a "
@@ -191,14 +193,19 @@ class InterpolationBarrier(MeasurementCallback):
 
     def is_due(self, axis: Axis, count: int) -> bool:
         """Whether to compare the run with its reference; children are compared when all are done."""
-        return self.reference is not None and super().is_due(axis, count)
+        if self.reference is None or (self.reference == "average" and not count):
+            return False
+        return super().is_due(axis, count)
 
     # -- against a reference -----------------------------------------------------------------------------------------
 
     def measure(self, visit: Visit) -> Measurement:
         """Barriers between the reference (t = 0) and the state of this visit (t = 1)."""
         reference, state, measurement = self._reference, state_of_module(visit.module), Measurement(())
+        if self.reference == "average":
+            reference.take_average(visit.step, self._step, visit.trainer, visit.module)
         evidence = {"reference": self.reference, "reference_step": reference.step, **NO_DERIVATIVES}
+        evidence |= {"num_averaged": reference.count} if reference.count else {}
         if reference.state is not None:
             comparison = self._comparison(visit.module, visit.trainer, visit.objectives)
             ends = [endpoint_of(comparison.states.objective, s) for s in (reference.state, state)]
@@ -218,7 +225,8 @@ class InterpolationBarrier(MeasurementCallback):
         """
         started, self._family = self.clock(), str(family.folder)
         self._recorder.drop_failures()
-        with self._recorded(self.kind, self._step, family.end.epoch):
+        loggers = trainer.loggers if trainer.is_global_zero else ()
+        with self._recorded(self.kind, self._step, family.end.epoch), collective_of(trainer).agreed():
             with glass_box():
                 comparison = self._comparison(pl_module, trainer)
                 comparison = replace(comparison, start=start_of(family, comparison.states.objective))
@@ -227,9 +235,10 @@ class InterpolationBarrier(MeasurementCallback):
                 self._do(work, trainer)
             records = self.results if "figures" in self.extras else None
             drawn = Measurement((), figures=family_figures(family, self.barriers, records, self.name))
-            self._recorder.add(drawn, step=self._step, epoch=family.end.epoch, loggers=trainer.loggers)
-            write_tables(self.to_table(), family.folder, self.name)
-        for logger in trainer.loggers:
+            self._recorder.add(drawn, step=self._step, epoch=family.end.epoch, loggers=loggers)
+            if trainer.is_global_zero:
+                write_tables(self.to_table(), family.folder, self.name)
+        for logger in loggers:
             logger.save()
         for error in self._recorder.errors:
             self._recorder.warn_once(error)
@@ -249,13 +258,14 @@ class InterpolationBarrier(MeasurementCallback):
         return due and (known, step) not in self.barriers
 
     def _do(self, work: Work, trainer: Any) -> None:
-        with self._recorded(f"{self.kind}/{work.label}", work.step, work.epoch):
+        loggers = trainer.loggers if trainer.is_global_zero else ()
+        with self._recorded(f"{self.kind}/{work.label}", work.step, work.epoch), collective_of(trainer).agreed():
             with glass_box(), Meter(trainer.strategy.root_device, self.clock) as meter:
                 pairing = work.measure()
             measurement = self._result(pairing, work.label, work.step)
             evidence = {**work.lineage, "later_epoch": work.epoch, **NO_DERIVATIVES, **meter.evidence}
             measurement = replace(measurement, evidence=evidence)
-            self._recorder.add(measurement, step=work.step, epoch=work.epoch, loggers=trainer.loggers)
+            self._recorder.add(measurement, step=work.step, epoch=work.epoch, loggers=loggers)
 
     @contextmanager
     def _recorded(self, name: str, step: int, epoch: int) -> Iterator[None]:

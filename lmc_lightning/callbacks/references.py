@@ -8,17 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmc_lightning.branching.averaging import average_of
 from lmc_lightning.core.params import ParameterLayout, parameter_layout
 from lmc_lightning.recording import slug
 from lmc_lightning.schedule import Schedule
 
+_OF_THE_RUN = ("initial", "previous", "average")
 
-def check_reference(reference: str | None, schedule: Schedule, branching: bool) -> None:
+
+def check_reference(reference: str | None, schedule: Schedule, branching: bool, averaging: Sequence[Any] = ()) -> None:
     """Refuse what gives nothing to compare with, or two things.
 
     Raises:
-        ValueError: no reference without branching, or one beside it; steps for later epochs beside it.
+        ValueError: no reference without branching, or one beside it; steps for later epochs beside it; the average of a
+            run that has none.
     """
+    if reference == "average" and not averaging:
+        raise ValueError(
+            "reference='average' needs a run that averages its weights. Add EMAWeightAveraging, WeightAveraging or "
+            "StochasticWeightAveraging to the callbacks."
+        )
     if branching and schedule.axis == "step":
         raise ValueError(
             "Beside CheckpointBranching, children are compared with the trunk after later epochs; got a schedule of "
@@ -27,24 +36,31 @@ def check_reference(reference: str | None, schedule: Schedule, branching: bool) 
     if reference is None and not branching:
         raise ValueError(
             "InterpolationBarrier has nothing to compare with. Add CheckpointBranching to the callbacks, or pass "
-            "reference='initial', 'previous' or the path of a checkpoint."
+            "reference='initial', 'previous', 'average' or the path of a checkpoint."
         )
     if reference is not None and branching:
         raise ValueError(
             f"Beside CheckpointBranching, InterpolationBarrier compares children with the trunk; got reference="
             f"{reference!r} too. Leave it out, and compare with it in another run."
         )
-    if reference not in (None, "initial", "previous") and not Path(str(reference)).is_file():
-        raise ValueError(f"Expected reference to be 'initial', 'previous' or a checkpoint file, got {reference!r}.")
+    if reference not in (None, *_OF_THE_RUN) and not Path(str(reference)).is_file():
+        raise ValueError(
+            f"Expected reference to be 'initial', 'previous', 'average' or a checkpoint file, got {reference!r}."
+        )
 
 
 @dataclass
 class Reference:
-    """``"initial"``, ``"previous"`` (the last visit) or a checkpoint: its state, and its step where that is known."""
+    """A state of the run itself or of a checkpoint, and its step where that is known.
+
+    Of the run: ``"initial"``, ``"previous"`` (the last visit), or the ``"average"`` of its weights.
+    """
 
     name: str | None
     state: dict[str, Tensor] | None = None
     step: int | None = None
+    count: int | None = None
+    """Of the states that are averaged."""
 
     @property
     def label(self) -> str:
@@ -61,12 +77,25 @@ class Reference:
             self.state = self.step = None
         if self.name == "initial" and self.state is None:
             self.take(state_of_module(module), step)
-        elif self.name not in (None, "initial", "previous"):
+        elif self.name not in (None, *_OF_THE_RUN):
             self.state = read_state(str(self.name), parameter_layout(module, parameters))
 
     def take(self, state: dict[str, Tensor], step: int) -> None:
         """Compare with this state from now on."""
         self.state, self.step = state, step
+
+    def take_average(self, step: int, now: int, trainer: Any, module: Any) -> None:
+        """Compare the state after ``step`` steps with the average at that moment; with nothing, if there is none yet.
+
+        Raises:
+            RuntimeError: by ``now`` the average has moved on.
+        """
+        if step != now:
+            raise RuntimeError(
+                f"The average after {step} steps is no longer known; the probe set was complete too late."
+            )
+        average = average_of(trainer, module)
+        self.state, self.step, self.count = (average.state, step, average.count) if average else (None, None, None)
 
     def saved(self) -> dict[str, Any]:
         """What a resumed run goes on with."""

@@ -1,7 +1,8 @@
 """Sums over the processes of a run, and the agreement that comes before them: all go on, or all raise."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -31,8 +32,18 @@ class Collective:
         Raises:
             InterruptedMeasurementError: a process was asked to end.
         """
+        with self.agreed():
+            return compute()
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """A block that succeeds on all processes or raises on all, as the argument of :meth:`agree` does."""
         self.poll()
-        return compute()
+        yield
+
+    def first(self, compute: Callable[[], T]) -> T:
+        """What ``compute()`` gives on the first process, where alone it is called."""
+        return self.agree(compute)
 
     def poll(self) -> None:
         """Within a long computation: ends it if the run was asked to end; several processes wait to agree on that.
@@ -78,17 +89,28 @@ class ProcessGroup(Collective):
             InterruptedMeasurementError: a process was asked to end.
             RuntimeError: the computation failed on another process; on the one where it failed, its own exception.
         """
+        with self.agreed():
+            return compute()
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """A block that succeeds on all processes or raises on all, as the argument of :meth:`agree` does."""
         try:
-            value = compute()
+            yield
         except Exception as error:
-            if not _is_known(error):
+            if not is_known(error):
                 self._compare(error)
             _known(error)
             raise
         ended, _ = self._compare(None)
         if ended:
             raise _known(InterruptedMeasurementError("A process was asked to end during the measurement."))
-        return value
+
+    def first(self, compute: Callable[[], T]) -> T:
+        """What ``compute()`` gives on the first process, where alone it is called; a value that pickles."""
+        values = [self.agree(lambda: compute() if dist.get_rank() == 0 else None)]
+        self._call(lambda: dist.broadcast_object_list(values, device=self.device))
+        return values[0]  # type: ignore[return-value]
 
     def poll(self) -> None:
         """Nothing: one process alone must not end."""
@@ -138,9 +160,9 @@ class ProcessGroup(Collective):
             raise
 
 
-def _is_known(error: BaseException | None) -> bool:
+def is_known(error: BaseException | None) -> bool:
     """Whether all processes have this error, or the one that it was raised from."""
-    return error is not None and ("known_to_all" in vars(error) or _is_known(error.__cause__))
+    return error is not None and ("known_to_all" in vars(error) or is_known(error.__cause__))
 
 
 def _known(error: Exception) -> Exception:

@@ -21,6 +21,7 @@ def test_private_names_exist(namespace: str) -> None:
         "logger_connector": trainer._logger_connector,
         "signal_connector": trainer._signal_connector,
         "module": pl.LightningModule(),
+        "ddp": importlib.import_module(f"{namespace}.strategies").DDPStrategy(),
     }
     assert internals.PRIVATE_NAMES.keys() <= owners.keys()
     missing = [

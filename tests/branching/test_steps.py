@@ -148,6 +148,16 @@ def test_a_plateau_scheduler_per_step_has_stepped() -> None:
     assert_equals_trunk(branching)
 
 
+@pytest.mark.parametrize("limits", [{}, {"limit_train_batches": 3}, {"overfit_batches": 4, "val_check_interval": 0.5}])
+def test_every_step_of_accumulating_epochs_whose_last_batch_steps(limits: dict[str, Any]) -> None:
+    data = loader(runs.Augmented()), loader(runs.Augmented(), shuffle=False)
+    last = {"overfit_batches": 4, "limit_train_batches": 4}.get(next(iter(limits), ""), 6)
+    branching = CheckpointBranching(epochs=[0, 1], steps=range(last), noise="same")
+    fit(net(runs.Cosine), data, branching, Steps(), accumulate_grad_batches=2, max_epochs=2, **limits)
+    assert branching.family.end.step == last
+    assert_equals_trunk(branching)
+
+
 def test_step_forks_at_the_ends() -> None:
     branching = same(0, 5, 10, 15, 99)
     with pytest.warns(UserWarning, match="no snapshot after steps 99: the trunk ended after 3 epochs, 15 steps"):

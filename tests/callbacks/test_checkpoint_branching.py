@@ -244,6 +244,27 @@ def test_branch_points_that_an_early_stop_cuts_off_are_missing() -> None:
     family = branching.family
     assert family.trunk.reason == "stopped early after 2 epochs, 10 steps"
     assert [(child.status, child.end_step) for child in family.children] == [("completed", 10), ("missing", None)]
+    assert family.children[1].reason == "the trunk ended after 2 epochs, 10 steps"
+    assert family.configuration["left_out"] == ["EarlyStopping"]
+
+
+def test_early_stopping_is_passed_on_where_it_is_asked_for() -> None:
+    """A child of the trunk's length does not stop with its own validation, unless its Trainer is given that."""
+
+    def make_trainer(**overrides: Any) -> pl.Trainer:
+        own = EarlyStopping("train_loss", patience=1, min_delta=10.0, check_on_train_epoch_end=True)
+        callbacks = [*overrides.pop("callbacks"), own]
+        return pl.Trainer(max_epochs=9, accelerator="cpu", callbacks=callbacks, **overrides)
+
+    for arguments, end, reason in (
+        ({}, 15, None),
+        ({"make_trainer": make_trainer}, 10, "ended after 10 steps, the trunk after 15"),
+    ):
+        branching = CheckpointBranching(epochs=[0], **arguments)
+        fit(net(), plain(), stop_early(2), branching, max_epochs=9)
+        assert branching.family.trunk.reason == "stopped early after 3 epochs, 15 steps"
+        (child,) = branching.family.children
+        assert (child.status, child.end_step, child.reason) == ("completed", end, reason)
 
 
 class Reader(pl.Callback):
@@ -613,7 +634,7 @@ def test_several_devices_raise_in_setup() -> None:
     trainer.fit_loop.max_epochs = 5
     branching = CheckpointBranching()
     trainer.callbacks.append(branching)
-    with pytest.raises(ValueError, match="needs a single device, got a Trainer of 2"):
+    with pytest.raises(ValueError, match="needs a single device or strategy='ddp', got a Trainer of 2"):
         branching.setup(trainer, net(), "fit")
 
 

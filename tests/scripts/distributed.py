@@ -298,11 +298,14 @@ def refused(rank: int) -> dict[str, str]:
     """What ends a run on both processes, and how."""
     from lightning.pytorch.strategies import ModelParallelStrategy
 
+    def sharding() -> Any:
+        return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+
     runs: dict[str, tuple[Any, dict[str, Any]]] = {
         "raise": (Unlucky(rank, steps=[4], on_error="raise"), {}),
         "loader": (Sharpness(probe_dataloader=Broken(rank)), {}),
-        "branching": (CheckpointBranching(epochs=[0]), {}),
-        "sharded": (Sharpness(), {"strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}),
+        "branching": (CheckpointBranching(epochs=[0]), {"strategy": sharding()}),
+        "sharded": (Sharpness(), {"strategy": sharding()}),
     }
     return {name: outcome(rank, callback, options) for name, (callback, options) in runs.items()}
 
