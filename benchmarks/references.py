@@ -55,12 +55,18 @@ class Reference:
         directions = as_list(vector.double(), self.module)
         total = torch.zeros_like(vector, dtype=torch.float64)
         count = sum(len(labels) for _, labels in self.chunks)
-        for batch in self.chunks:
-            with differentiable_attention():
-                gradients = torch.autograd.grad(mean_loss(self.module, batch), parameters, create_graph=True)
-                found = torch.autograd.grad(gradients, parameters, directions)
-            total.add_(as_vector(list(found)), alpha=len(batch[1]) / count)
+        for (_, labels), gradients in zip(self.chunks, self.gradients, strict=True):
+            found = torch.autograd.grad(gradients, parameters, directions, retain_graph=True)
+            total.add_(as_vector(list(found)), alpha=len(labels) / count)
         return total
+
+    @cached_property
+    def gradients(self) -> list[tuple[Tensor, ...]]:
+        """The gradient of each chunk with its graph."""
+        parameters = list(self.module.parameters())
+        with differentiable_attention():
+            losses = [mean_loss(self.module, batch) for batch in self.chunks]
+            return [torch.autograd.grad(loss, parameters, create_graph=True) for loss in losses]
 
     @cached_property
     def num_params(self) -> int:
