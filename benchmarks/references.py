@@ -131,9 +131,9 @@ def gauss_newton_trace(module: nn.Module, chunks: list[Batch]) -> float:
         return found
 
     def trace(image: Tensor) -> Tensor:
-        jacobian = torch.cat([j.flatten(1) for j in jacrev(logits)(parameters, image).values()], dim=1)
+        jacobian = [j.flatten(1) for j in jacrev(logits)(parameters, image).values()]
         p = logits(parameters, image).softmax(0)
-        return ((torch.diag(p) - torch.outer(p, p)) * (jacobian @ jacobian.T)).sum()
+        return ((torch.diag(p) - torch.outer(p, p)) * sum(j @ j.T for j in jacobian)).sum()
 
     examples = sum(len(labels) for _, labels in chunks)
     at_once = max(1, 2**24 // (10 * sum(p.numel() for p in parameters.values())))  # Jacobians in 128 MB
