@@ -296,15 +296,15 @@ class FiniteDifferenceProduct(CurvatureProduct):
 
     def _gradient(self, index: int) -> Sequence[Tensor]:
         self._num_chunk_gradients += 1
-        return self._chunk_gradient(index, self.theta).split(self.sizes)
+        return torch.split(self._chunk_gradient(index, self.theta), self.sizes)
 
     def _product(self, index: int, vector: Tensor) -> Sequence[Tensor]:
         norm = float(torch.linalg.vector_norm(vector))
         if norm == 0:
-            return torch.zeros_like(vector).split(self.sizes)
+            return torch.split(torch.zeros_like(vector), self.sizes)
         step = relative_step(self.theta, vector)
         above, below = (self._chunk_gradient(index, self.theta + s * step * vector) for s in (1, -1))
-        return ((above - below) / (2 * step)).split(self.sizes)
+        return torch.split((above - below) / (2 * step), self.sizes)
 
 
 def relative_step(theta: Tensor, direction: Tensor) -> float:
