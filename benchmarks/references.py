@@ -55,12 +55,18 @@ class Reference:
         directions = as_list(vector.double(), self.module)
         total = torch.zeros_like(vector, dtype=torch.float64)
         count = sum(len(labels) for _, labels in self.chunks)
-        for batch in self.chunks:
-            with differentiable_attention():
-                gradients = torch.autograd.grad(mean_loss(self.module, batch), parameters, create_graph=True)
-                found = torch.autograd.grad(gradients, parameters, directions)
-            total.add_(as_vector(list(found)), alpha=len(batch[1]) / count)
+        for (_, labels), gradients in zip(self.chunks, self.gradients, strict=True):
+            found = torch.autograd.grad(gradients, parameters, directions, retain_graph=True)
+            total.add_(as_vector(list(found)), alpha=len(labels) / count)
         return total
+
+    @cached_property
+    def gradients(self) -> list[tuple[Tensor, ...]]:
+        """The gradient of each chunk with its graph."""
+        parameters = list(self.module.parameters())
+        with differentiable_attention():
+            losses = [mean_loss(self.module, batch) for batch in self.chunks]
+            return [torch.autograd.grad(loss, parameters, create_graph=True) for loss in losses]
 
     @cached_property
     def num_params(self) -> int:
@@ -125,9 +131,9 @@ def gauss_newton_trace(module: nn.Module, chunks: list[Batch]) -> float:
         return found
 
     def trace(image: Tensor) -> Tensor:
-        jacobian = torch.cat([j.flatten(1) for j in jacrev(logits)(parameters, image).values()], dim=1)
+        jacobian = [j.flatten(1) for j in jacrev(logits)(parameters, image).values()]
         p = logits(parameters, image).softmax(0)
-        return ((torch.diag(p) - torch.outer(p, p)) * (jacobian @ jacobian.T)).sum()
+        return ((torch.diag(p) - torch.outer(p, p)) * sum(j @ j.T for j in jacobian)).sum()
 
     examples = sum(len(labels) for _, labels in chunks)
     at_once = max(1, 2**24 // (10 * sum(p.numel() for p in parameters.values())))  # Jacobians in 128 MB

@@ -98,6 +98,8 @@ class HessianSpectrum(MeasurementCallback):
             reads without torch and without pickles.
         memory_budget: for cached gradient graphs and Lanczos vectors [bytes]; by default a quarter of what is free.
         block_size: vectors multiplied at a time; by default 1 on the CPU and 16 elsewhere, as memory allows.
+        chunk_size: examples evaluated at a time; by default 1,024, and on the CPU 128, or more where the weights
+            outweigh the activations.
         **common: see :class:`MeasurementCallback`.
     """
 
@@ -123,6 +125,7 @@ class HessianSpectrum(MeasurementCallback):
         keep_eigenvectors: bool = False,
         memory_budget: int | None = None,
         block_size: int | None = None,
+        chunk_size: int | None = None,
         **common: Any,
     ) -> None:
         check_choices(operator, trace, blocks)
@@ -130,9 +133,10 @@ class HessianSpectrum(MeasurementCallback):
         super().__init__(**common)
         num_negative = int(operator == "hessian") if num_negative is None else num_negative
         check_numbers(operator, num_eigenvalues, num_negative, num_probes, num_steps)
-        check_limits(tolerance, max_products, trace_tolerance, memory_budget, block_size)
+        check_limits(tolerance, max_products, trace_tolerance, memory_budget, block_size, chunk_size)
         self.operator, self.num_probes, self.density, self.attribution = operator, num_probes, density, attribution
-        self.warm_start, self.keep_eigenvectors, self.memory_budget = warm_start, keep_eigenvectors, memory_budget
+        self.warm_start, self.keep_eigenvectors = warm_start, keep_eigenvectors
+        self.memory_budget, self.chunk_size = memory_budget, chunk_size
         self.min_effort = 0.25 if num_probes else 1.0
         self._options: dict[str, Any] = {
             "operator": operator,
@@ -230,8 +234,9 @@ class HessianSpectrum(MeasurementCallback):
         self._last_vectors = pairs.eigenvectors.cpu() if pairs and small and visit.trainer is not None else None
 
     def objective(self, *arguments: Any, **options: Any) -> Objective:
-        """The module's loss on given batches, under this callback's memory budget too."""
-        return super().objective(*arguments, **{"memory_budget": self.memory_budget, **options})
+        """The module's loss on given batches, under this callback's memory budget and in its chunks too."""
+        own = {"memory_budget": self.memory_budget, "chunk_size": self.chunk_size}
+        return super().objective(*arguments, **{**own, **options})
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check second derivatives anew in every run, and start it without knowledge of another."""

@@ -36,6 +36,7 @@ def check_limits(
     trace_tolerance: float | None,
     memory_budget: int | None,
     block_size: int | None,
+    chunk_size: int | None,
 ) -> None:
     """Refuse limits that nothing can keep.
 
@@ -48,5 +49,6 @@ def check_limits(
         raise ValueError(f"Expected 0 < trace_tolerance < 1 or None, got {trace_tolerance}.")
     if memory_budget is not None and memory_budget < 0:
         raise ValueError(f"Expected memory_budget ≥ 0 [bytes] or None, got {memory_budget}.")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"Expected block_size ≥ 1 or None, got {block_size}.")
+    for name, size in (("block_size", block_size), ("chunk_size", chunk_size)):
+        if size is not None and size < 1:
+            raise ValueError(f"Expected {name} ≥ 1 or None, got {size}.")

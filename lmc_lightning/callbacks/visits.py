@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split
 from lmc_lightning.core.collective import joint_digest
-from lmc_lightning.core.hvp import FREE_MEMORY_SHARE, free_bytes
+from lmc_lightning.core.memory import FREE_MEMORY_SHARE, free_bytes
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.batchnorm import has_batch_norm
 from lmc_lightning.landscape.stability import OptimizerState

@@ -1,10 +1,15 @@
 """The probe set as chunks: which examples are evaluated together, and with which weight."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
+from torch import Tensor
+
+from lmc_lightning.core.memory import CountBytes
 from lmc_lightning.core.structure import NotSliceableError, cut, join, leading_size
 from lmc_lightning.types import Batch
 
@@ -12,6 +17,14 @@ ADDITIVITY_TOLERANCE = 1e-5
 """Largest relative difference between a batch's loss and the weighted mean of its chunks' losses."""
 
 _CHECKED_BATCHES = 4
+
+SMALL_CHUNK, LARGE_CHUNK = 128, 1024
+"""Examples a chunk: on a CPU, whose cache holds the activations of so many, and at most."""
+
+_CACHED_WEIGHTS = 1 << 20
+"""Bytes of weights that stay in a CPU's cache from one chunk to the next."""
+
+_COUNTED = 16
 
 Weighting: TypeAlias = Literal["examples", "targets", "batches", "batch_weight"]
 
@@ -22,6 +35,41 @@ class Chunks:
 
     batches: tuple[Batch, ...]
     additive: bool
+
+
+def suited_size(theta: Tensor, batch: Batch, evaluate: Callable[[Sequence[Batch]], float]) -> int:
+    """Examples a chunk, from the device and from shapes alone, never by timing.
+
+    Small chunks stay in a CPU's cache, but each of them also reads all weights and writes a gradient. Where that is
+    more than the activations of ``SMALL_CHUNK`` examples, the chunk is as large as it takes for the two to balance.
+
+    Args:
+        theta: all weights ``(P,)``.
+        batch: examples to count activations with, twice on a few.
+        evaluate: one forward pass over batches.
+    """
+    if theta.device.type != "cpu":
+        return LARGE_CHUNK
+    size = SMALL_CHUNK
+    if theta.nbytes > _CACHED_WEIGHTS:
+        activations = _bytes_per_example(batch, evaluate)
+        while activations and size < LARGE_CHUNK and size * activations < theta.nbytes:
+            size *= 2
+    return size
+
+
+def _bytes_per_example(batch: Batch, evaluate: Callable[[Sequence[Batch]], float]) -> int:
+    """What each further example of a forward pass adds to the tensors that it makes; 0 where that cannot be told."""
+    many = min(leading_size(batch) or 0, _COUNTED)
+    if many < 2:
+        return 0
+    counts = []
+    for count in (many // 2, many):
+        with CountBytes() as counted:
+            loss = _mean_loss_if_possible(evaluate, [first_examples(batch, count)])
+        counts.append(math.nan if math.isnan(loss) else counted.total)
+    grown = (counts[1] - counts[0]) / (many - many // 2)
+    return int(grown) if grown > 0 else 0
 
 
 def rechunk(batches: Sequence[Batch], size: int, mean_loss: Callable[[Sequence[Batch]], float]) -> Chunks:
@@ -42,7 +90,11 @@ def rechunk(batches: Sequence[Batch], size: int, mean_loss: Callable[[Sequence[B
         chunks = _split(_joined(batches), size)
     except NotSliceableError:
         return Chunks(tuple(batches), additive=False)
-    additive = _is_additive(batches[:_CHECKED_BATCHES], size, mean_loss)
+    if (sizes[0] or 0) > 2 * size:  # two chunks tell as well as many, where the step takes them
+        few = [first_examples(batches[0], 2 * size)]
+        additive = _is_additive(few, size, partial(_mean_loss_if_possible, mean_loss))
+    else:
+        additive = _is_additive(batches[:_CHECKED_BATCHES], size, mean_loss)
     return Chunks(tuple(chunks) if additive else tuple(batches), additive)
 
 

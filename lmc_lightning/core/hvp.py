@@ -1,21 +1,17 @@
 """Hessian-vector products at a fixed point: what can be computed once is computed once."""
 
-import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmc_lightning.core.collective import Collective
+from lmc_lightning.core.memory import FREE_MEMORY_SHARE, CountBytes, free_bytes
 from lmc_lightning.types import Matvec
-
-FREE_MEMORY_SHARE = 0.25
-"""Share of the free memory that cached gradient graphs may take by default."""
 
 _BLOCK_TOLERANCE = 1e-3
 """Largest relative difference between a product from a block and the same product alone that is put to rounding."""
@@ -58,25 +54,25 @@ class CurvatureProduct(ABC):
         self._context = context
 
     @abstractmethod
-    def _product(self, index: int, vector: Tensor) -> Tensor:
-        """The product of one chunk's own matrix, ``(P,) -> (P,)``."""
+    def _product(self, index: int, vector: Tensor) -> Sequence[Tensor]:
+        """The product of one chunk's own matrix, ``(P,) -> (P,)``, in pieces, tensor by tensor of ``sizes``."""
 
     @abstractmethod
-    def _gradient(self, index: int) -> Tensor:
-        """The gradient of one chunk's own loss ``(P,)``."""
+    def _gradient(self, index: int) -> Sequence[Tensor]:
+        """The gradient of one chunk's own loss ``(P,)``, in pieces."""
 
     def _products(self, index: int, vectors: Tensor) -> Tensor:
         """The products of one chunk's own matrix, ``(P, b) -> (P, b)``."""
-        return torch.stack([self._product(index, vector) for vector in vectors.unbind(1)], dim=1)
+        return torch.stack([torch.cat([*self._product(index, vector)]) for vector in vectors.unbind(1)], dim=1)
 
-    def _block_product(self, index: int, tensors: Sequence[int], vector: Tensor) -> Tensor:
-        """The product of the diagonal block of some tensors in one chunk's own matrix."""
+    def _block_product(self, index: int, tensors: Sequence[int], vector: Tensor) -> Sequence[Tensor]:
+        """The product of the diagonal block of some tensors in one chunk's own matrix, in pieces."""
         whole = torch.zeros_like(self.theta)
         parts = whole.split(self.sizes)
         for number, part in zip(tensors, vector.split([self.sizes[n] for n in tensors]), strict=True):
             parts[number].copy_(part)
-        product = self._product(index, whole).split(self.sizes)
-        return torch.cat([product[number] for number in tensors])
+        product = self._product(index, whole)
+        return [product[number] for number in tensors]
 
     def __enter__(self) -> "CurvatureProduct":
         return self
@@ -133,11 +129,12 @@ class CurvatureProduct(ABC):
         """Free what is kept between products; the next one builds it anew."""
 
     def _apply(self, vector: Tensor, forms: Tensor | None) -> Tensor:
-        def product(index: int) -> Tensor:
-            result = self._product(index, vector) if vector.ndim == 1 else self._products(index, vector)
+        def product(index: int) -> Sequence[Tensor]:
+            pieces = self._product(index, vector) if vector.ndim == 1 else [self._products(index, vector)]
             if forms is not None:
-                forms[index] = _columnwise_dot(vector, result)
-            return result
+                pieces = [torch.cat([*pieces])]
+                forms[index] = _columnwise_dot(vector, pieces[0])
+            return pieces
 
         with self._context():
             total = self._total(product, vector)
@@ -149,15 +146,18 @@ class CurvatureProduct(ABC):
         if self.on_product is not None:
             self.on_product(self.num_products)
 
-    def _total(self, part: Callable[[int], Tensor], like: Tensor) -> Tensor:
+    def _total(self, part: Callable[[int], Sequence[Tensor]], like: Tensor) -> Tensor:
         return self._collective.total(lambda: self._sum(part, like)).to(like.dtype)
 
-    def _sum(self, part: Callable[[int], Tensor], like: Tensor) -> Tensor:
+    def _sum(self, part: Callable[[int], Sequence[Tensor]], like: Tensor) -> Tensor:
+        if len(self.weights) == 1:
+            return torch.cat([*part(0)])  # nothing to add up
         total = torch.zeros_like(like, dtype=torch.float64)
         for index, weight in enumerate(self._weights.tolist()):
             if weight:
-                # In pieces: the conversion of the whole would be a vector of float64 that leaves the cache.
-                for target, piece in zip(total.split(_PIECE), part(index).split(_PIECE), strict=True):
+                # In pieces: a vector of length P in between, or one of float64, would leave the cache.
+                pieces = [some for piece in part(index) for some in piece.split(_PIECE)]
+                for target, piece in zip(total.split([len(piece) for piece in pieces]), pieces, strict=True):
                     target.add_(piece, alpha=weight)
         return total
 
@@ -208,15 +208,14 @@ class HessianProduct(CurvatureProduct):
         """Free the cached graphs; the next product builds them anew."""
         self._graphs.clear()
 
-    def _gradient(self, index: int) -> Tensor:
-        return torch.cat([part.detach() for part in self._graph(index)])
+    def _gradient(self, index: int) -> Sequence[Tensor]:
+        return [part.detach() for part in self._graph(index)]
 
-    def _product(self, index: int, vector: Tensor) -> Tensor:
-        parts = self._differentiated(index, range(len(self.sizes)), vector.split(self.sizes))
-        return torch.cat(parts)
+    def _product(self, index: int, vector: Tensor) -> Sequence[Tensor]:
+        return self._differentiated(index, range(len(self.sizes)), vector.split(self.sizes))
 
-    def _block_product(self, index: int, tensors: Sequence[int], vector: Tensor) -> Tensor:
-        return torch.cat(self._differentiated(index, tensors, vector.split([self.sizes[n] for n in tensors])))
+    def _block_product(self, index: int, tensors: Sequence[int], vector: Tensor) -> Sequence[Tensor]:
+        return self._differentiated(index, tensors, vector.split([self.sizes[n] for n in tensors]))
 
     def _differentiated(
         self, index: int, tensors: Sequence[int], directions: Sequence[Tensor], *, in_block: bool = False
@@ -259,7 +258,7 @@ class HessianProduct(CurvatureProduct):
             return None
 
     def _agree(self, index: int, vectors: Tensor, blocked: Tensor) -> bool:
-        alone = self._product(index, vectors[:, 0])
+        alone = torch.cat([*self._product(index, vectors[:, 0])])
         return bool((blocked[:, 0] - alone).norm() <= _BLOCK_TOLERANCE * alone.norm())
 
     def _graph(self, index: int) -> tuple[Tensor, ...]:
@@ -269,7 +268,7 @@ class HessianProduct(CurvatureProduct):
         if not self._leaves:  # not before, since a product may be asked for in inference mode
             self._leaves = tuple(part.clone().requires_grad_() for part in self.theta.split(self.sizes))
         if self._graph_bytes is None:
-            with _CountBytes() as counted:
+            with CountBytes() as counted:
                 gradients = self._chunk_gradients(index, self._leaves)
             self._graph_bytes = counted.total
         else:
@@ -295,17 +294,17 @@ class FiniteDifferenceProduct(CurvatureProduct):
         super().__init__(theta, weights, **common)
         self._chunk_gradient = chunk_gradient
 
-    def _gradient(self, index: int) -> Tensor:
+    def _gradient(self, index: int) -> Sequence[Tensor]:
         self._num_chunk_gradients += 1
-        return self._chunk_gradient(index, self.theta)
+        return torch.split(self._chunk_gradient(index, self.theta), self.sizes)
 
-    def _product(self, index: int, vector: Tensor) -> Tensor:
+    def _product(self, index: int, vector: Tensor) -> Sequence[Tensor]:
         norm = float(torch.linalg.vector_norm(vector))
         if norm == 0:
-            return torch.zeros_like(vector)
+            return torch.split(torch.zeros_like(vector), self.sizes)
         step = relative_step(self.theta, vector)
         above, below = (self._chunk_gradient(index, self.theta + s * step * vector) for s in (1, -1))
-        return (above - below) / (2 * step)
+        return torch.split((above - below) / (2 * step), self.sizes)
 
 
 def relative_step(theta: Tensor, direction: Tensor) -> float:
@@ -319,30 +318,3 @@ def _columnwise_dot(a: Tensor, b: Tensor) -> Tensor:
     """Σ_i a_i b_i in float64, ``()`` of vectors and ``(b,)`` of blocks, without float64 copies of the whole."""
     pieces = zip(a.split(_PIECE), b.split(_PIECE), strict=True)
     return torch.stack([(x.double() * y.double()).sum(0) for x, y in pieces]).sum(0)
-
-
-class _CountBytes(TorchDispatchMode):
-    """Sums the sizes of all tensors made inside: an upper bound on what a graph built there keeps alive."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not getattr(func, "is_view", False):
-            made = result if isinstance(result, tuple | list) else (result,)
-            self.total += sum(t.numel() * t.element_size() for t in made if isinstance(t, Tensor))
-        return result
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on ``device`` [bytes]; on hosts that do not tell, 4 GiB."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 4 * 2**30

@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lmc_lightning.core.chunks import Chunks, Weighting, first_examples, rechunk
+from lmc_lightning.core.chunks import Chunks, Weighting, first_examples, rechunk, suited_size
 from lmc_lightning.core.collective import Collective
-from lmc_lightning.core.convolution import lean_convolutions
+from lmc_lightning.core.convolution import lean_layers
 from lmc_lightning.core.evaluation import Evaluation, combined
 from lmc_lightning.core.forward import Buffers, ForwardPasses
 from lmc_lightning.core.gauss_newton import GaussNewtonProduct, OutputCurvature, outer_products, output_hessian
@@ -23,10 +23,6 @@ from lmc_lightning.core.shadow import LOW_PRECISION, Mode, Shadow, cast, preserv
 from lmc_lightning.core.shared_state import SharedState
 from lmc_lightning.core.structure import leading_size, with_tensors
 from lmc_lightning.types import Batch, BatchWeight, LossFn
-
-CHUNK_SIZE = {"cpu": 128}
-"""Examples a chunk by device type: small chunks stay in a CPU's cache; elsewhere ``DEFAULT_CHUNK_SIZE``."""
-DEFAULT_CHUNK_SIZE = 1024
 
 SecondOrder: TypeAlias = Literal["autograd", "finite_differences"]
 
@@ -46,7 +42,7 @@ class Objective:
         mode: ``"eval"``, or ``"train"`` (batch statistics, dropout off).
         seed: of the random numbers that the step itself draws, the same at each evaluation.
         dtype: floating dtype to compute in; by default that of the parameters, float32 if these are of 16 bits.
-        chunk_size: examples evaluated at a time; by default from the device.
+        chunk_size: examples evaluated at a time; by default from the device and from shapes, see :func:`suited_size`.
         keep_batches: evaluate the batches as they are given, uncut.
         memory_budget: bytes that cached gradient graphs may take; by default a quarter of what is free.
         replacements: attributes to set on the shadow.
@@ -96,17 +92,20 @@ class Objective:
             self.layout = parameter_layout(self._shadow.module, parameters)
             theta = self.layout.flatten(dict(self._shadow.module.named_parameters()))
             self._theta = theta.float() if theta.dtype in LOW_PRECISION else theta
-            size = chunk_size or CHUNK_SIZE.get(self._theta.device.type, DEFAULT_CHUNK_SIZE)
-            chunks = self.collective.agree(lambda: self._chunks(batches, None if keep_batches else size))
+            chunks = self.collective.agree(lambda: self._chunks(batches, chunk_size, keep_batches))
         self.batches, self.additive = chunks.batches, self.collective.everywhere(chunks.additive)
 
-    def _chunks(self, batches: Iterable[Batch], size: int | None) -> Chunks:
+    def _chunks(self, batches: Iterable[Batch], size: int | None, keep_batches: bool) -> Chunks:
         given = [self._prepared(b) for b in batches]
         if not given:
             raise ValueError("Expected at least one probe batch, got none. Give a loader that yields batches.")
-        if size is None:
+        if keep_batches:
             return Chunks(tuple(given), additive=False)
-        return rechunk(given, size, lambda some: self._passes.over(some, self._theta).mean())
+
+        def mean_loss(some: Sequence[Batch]) -> float:
+            return self._passes.over(some, self._theta).mean()
+
+        return rechunk(given, size or suited_size(self._theta, given[0], mean_loss), mean_loss)
 
     @contextmanager
     def box(self) -> Iterator[None]:
@@ -245,7 +244,7 @@ class Objective:
             raise ValueError(NO_OUTPUTS)
 
         def tap(index: int, leaves: tuple[Tensor, ...]) -> TappedLoss:
-            with self.box(), lean_convolutions():
+            with self.box(), lean_layers():
                 tapped = self.tap(self._module_for(leaves), self.batches[index], seed=index)
             if not tapped.outputs.requires_grad:
                 self._constant(index, leaves)
@@ -292,7 +291,7 @@ class Objective:
         return tuple(part.detach().clone().requires_grad_() for part in theta.split(self.layout.sizes))
 
     def _gradients(self, index: int, leaves: tuple[Tensor, ...], *, create_graph: bool) -> tuple[Tensor, ...]:
-        with self.box(), lean_convolutions() if create_graph else nullcontext():
+        with self.box(), lean_layers() if create_graph else nullcontext():
             loss = self._chunk_loss(self._module_for(leaves), index, self.batches[index])
             found: Sequence[Tensor | None] = [None] * len(leaves)
             if loss is not None and loss.requires_grad:

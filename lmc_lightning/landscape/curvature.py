@@ -11,6 +11,7 @@ from torch import Tensor
 from lmc_lightning.core.hvp import CurvatureProduct
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import gaussian
+from lmc_lightning.core.structure import leading_size
 from lmc_lightning.landscape.blocks import Blocks, BlockSpectrum, block_spectra, tensor_blocks
 from lmc_lightning.landscape.data_errors import stderr_data
 from lmc_lightning.landscape.eigenvectors import share_within, squares_by_tensor, subspace_overlap
@@ -26,7 +27,10 @@ from lmc_lightning.types import Progress
 Operator: TypeAlias = Literal["hessian", "ggn", "empirical_fisher"]
 
 GUARD_PAIRS = 2
-"""Pairs beyond those asked for that must converge too, so that no member of a cluster is missed."""
+"""Pairs beyond those asked for that must converge too, so that no member of a cluster is missed.
+
+For λ_max alone a bound serves, see :func:`extreme_eigenpairs`.
+"""
 
 
 def spectrum(
@@ -224,7 +228,7 @@ class _Run:
             loss=evaluation.loss,
             gradient_norm=float(torch.linalg.vector_norm(gradient, dtype=torch.float64)),
             confidence=evaluation.confidence,
-            cost=self.cost(0 if exact is None else exact.num_gradients),
+            cost=self.cost(objective, 0 if exact is None else exact.num_gradients),
             converged=self.converged(pairs, density, traces),
             exact=exact,
         )
@@ -315,12 +319,13 @@ class _Run:
         )
         return tuple(found)
 
-    def cost(self, num_gradients: int) -> Cost:
+    def cost(self, objective: Objective, num_gradients: int) -> Cost:
         return Cost(
             num_matvecs=self.product.num_products,
             num_gradients=self.product.num_gradients + num_gradients,
             seconds=0.0,
             num_chunks=self.product.num_chunks,
+            chunk_size=leading_size(objective.batches[0]),
             num_cached=self.product.num_cached,
             memory_budget=self.plan.budget,
             max_basis=self.plan.max_basis,

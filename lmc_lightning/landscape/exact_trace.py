@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lmc_lightning.core.collective import InterruptedMeasurementError
 from lmc_lightning.core.gauss_newton import DiagonalCurvature, output_hessian
-from lmc_lightning.core.hvp import FREE_MEMORY_SHARE, CurvatureProduct, free_bytes
+from lmc_lightning.core.hvp import CurvatureProduct
 from lmc_lightning.core.losstap import TappedLoss
+from lmc_lightning.core.memory import FREE_MEMORY_SHARE, free_bytes
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import gaussian
 from lmc_lightning.core.sample_norms import SampleNorms

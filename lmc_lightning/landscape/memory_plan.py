@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lmc_lightning.core.collective import Collective
-from lmc_lightning.core.hvp import FREE_MEMORY_SHARE, free_bytes
+from lmc_lightning.core.memory import FREE_MEMORY_SHARE, free_bytes
 
 BLOCK_SIZE = {"cpu": 1}
 """Vectors multiplied at a time by device type; elsewhere ``DEFAULT_BLOCK_SIZE``."""

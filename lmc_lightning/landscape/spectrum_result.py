@@ -61,6 +61,7 @@ class Cost:
         num_gradients: Gradients of the whole probe set spent beside the products.
         seconds: Wall-clock time [s].
         num_chunks: Chunks of the probe set on this process.
+        chunk_size: Examples in the first of them; ``None`` where that cannot be told.
         num_cached: Chunks whose gradient graph was kept between products.
         memory_budget: For graphs and Lanczos vectors [bytes].
         max_basis: Most Lanczos vectors held for the eigenvalues, by thick restarts; ``None`` for all.
@@ -72,6 +73,7 @@ class Cost:
     num_gradients: int
     seconds: float
     num_chunks: int
+    chunk_size: int | None
     num_cached: int
     memory_budget: int
     max_basis: int | None

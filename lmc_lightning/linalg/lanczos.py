@@ -11,6 +11,7 @@ from lmc_lightning.linalg.subspace import Deflation, OrthonormalRows, norm64, or
 from lmc_lightning.types import Matvec
 
 _ROWS_PER_BLOCK = 16
+_CERTAIN = 1e60
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class KrylovSpace:
         residual: r ``(P,)``, orthogonal to Q and to the excluded vectors.
         residual_norm: ‖r‖.
         breakdown: Whether ‖r‖ is negligible: the basis spans an invariant subspace.
+        from_start: Whether the basis has grown from the start alone, without restarts and injections.
         norm_estimate: Largest ‖A q‖ seen, a lower bound of ‖A‖: the scale of every rounding test.
     """
 
@@ -122,6 +124,7 @@ class KrylovSpace:
         self._defect = self.projected
         self._dropped = torch.zeros(0, dtype=torch.float64)
         self.residual_norm = 0.0
+        self.from_start = True
         self.inject(start)
 
     @property
@@ -149,12 +152,33 @@ class KrylovSpace:
         """‖b‖² = ‖(I − QQᵀ) A Q‖²_F."""
         return float(self._coupling @ self._coupling)
 
+    def hidden_share(self, value: float) -> float:
+        """How much of an eigenvector whose eigenvalue is ``value`` or more the start can hold at most, as a cosine.
+
+        With the orthonormal polynomials π_j of T, uᵀq_j = π_j(λ) uᵀq_0 for each eigenpair (λ, u) and j ≤ m. From
+        ‖Qᵀu‖ ≤ 1 follows |uᵀq_0| ≤ (Σ_j π_j(λ)²)^(−1/2), the root of the Christoffel function, which falls with λ above
+        the largest Ritz value. Holds where the basis is ``from_start``. No product, O(m).
+        """
+        alphas = self.projected.diagonal().tolist()
+        betas = [*self.projected.diagonal(1).tolist(), self.residual_norm]
+        before, now, total = 0.0, 1.0, 1.0
+        for index, (alpha, beta) in enumerate(zip(alphas, betas, strict=True)):
+            last = betas[index - 1] if index else 0.0
+            if beta <= self.rounding:
+                return 0.0
+            before, now = now, ((value - alpha) * now - last * before) / beta
+            total += now * now
+            if total > _CERTAIN:
+                return 0.0
+        return float(total**-0.5)
+
     def inject(self, vector: Tensor) -> None:
         """Go on in a fresh direction that A does not couple to the basis: the start, or after a breakdown."""
         norm = norm64(vector)
         if not 0 < norm < math.inf:
             raise ValueError(f"expected a finite, non-zero vector to start from, got one of norm {norm}")
         self._dropped[-1:] = self.residual_norm
+        self.from_start = self.size == 0
         self.residual = vector.detach().clone()
         orthogonalise_(self.residual, self._excluded + self.basis.blocks())
         self.residual_norm = norm64(self.residual)
@@ -198,6 +222,7 @@ class KrylovSpace:
     def restart(self, kept: RitzPairs) -> None:
         """Shrink to the Ritz vectors ``kept`` (a selection), which stay coupled to the residual."""
         rotation = kept.coordinates
+        self.from_start = False
         self.basis.replace(rotation.T)
         self.projected = torch.diag(kept.values)
         self._defect = rotation.T @ self._defect @ rotation

@@ -335,6 +335,7 @@ def test_a_network_of_nan_is_a_recorded_failure_and_training_goes_on() -> None:
         ({"blocks": "layer"}, r"Expected blocks to be 'module' or 'tensor', got 'layer'"),
         ({"memory_budget": -1}, r"Expected memory_budget ≥ 0 \[bytes\] or None, got -1"),
         ({"block_size": 0}, r"Expected block_size ≥ 1 or None, got 0"),
+        ({"chunk_size": 0}, r"Expected chunk_size ≥ 1 or None, got 0"),
         ({"num_probes": -2}, r"num_probes ≥ 0"),
         ({"tolerance": 0.0}, r"Expected 0 < tolerance < 1.*got 0.0"),
         ({"tolerance": 1.0}, r"Expected 0 < tolerance < 1"),
@@ -486,6 +487,13 @@ def test_the_memory_budget_and_the_block_size_are_recorded_and_change_no_number(
     evidence = latest(recorded)["lambda_max"].evidence
     assert (evidence["num_chunks"], evidence["num_cached"], evidence["block_size"]) == (4, 0, 2)
     assert (evidence["memory_budget"], evidence["max_basis"]) == (0, 10)
+
+
+def test_the_chunk_size_can_be_set_and_is_recorded() -> None:
+    callback = HessianSpectrum(**CHEAP, chunk_size=32, num_examples=None, epochs=[2], probe_dataloader=batches(512))
+    fit(Classifier(), callback)
+    evidence = latest(callback)["lambda_max"].evidence
+    assert (evidence["num_chunks"], evidence["chunk_size"]) == (16, 32)
 
 
 def examined(callback: HessianSpectrum, **options: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmc_lightning.core.chunks import rechunk
+from lmc_lightning.core.chunks import LARGE_CHUNK, SMALL_CHUNK, rechunk, suited_size
 from lmc_lightning.core.structure import leading_size
 from tests.problems import split
 
@@ -111,3 +111,42 @@ def test_only_the_first_batches_are_evaluated_to_check() -> None:
 
     rechunk(split((VALUES,), [1] * 10), 3, counting)
     assert seen == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("num_params", "width", "expected"),
+    [(1_000, 1, SMALL_CHUNK), (300_000, 10_000, SMALL_CHUNK), (300_000, 1_000, 512), (10_000_000, 1_000, LARGE_CHUNK)],
+    ids=["weights in the cache", "activations outweigh", "weights outweigh", "at most"],
+)
+def test_chunks_are_as_large_as_it_takes_for_activations_to_outweigh_weights(
+    num_params: int, width: int, expected: int
+) -> None:
+    theta = torch.zeros(num_params)
+
+    def evaluate(some: Sequence[Any]) -> float:
+        theta.clone()  # counted once for any number of examples
+        return float((some[0][0] * torch.ones(1, width)).view(-1)[0])
+
+    assert suited_size(theta, (torch.ones(64, 1),), evaluate) == expected
+
+
+def test_a_step_that_refuses_a_few_examples_keeps_the_small_chunk() -> None:
+    def whole(some: Sequence[Any]) -> float:
+        return float(some[0][0].view(64).sum())
+
+    assert suited_size(torch.zeros(10_000_000), (torch.ones(64, 1),), whole) == SMALL_CHUNK
+    assert suited_size(torch.zeros(10_000_000), (torch.ones(1, 1),), whole) == SMALL_CHUNK
+
+
+def test_additivity_is_seen_on_two_chunks_of_a_large_batch() -> None:
+    seen = []
+
+    def watched(some: Sequence[Any]) -> float:
+        seen.append(sum(len(b[0]) for b in some))
+        return mean(some)
+
+    chunks = rechunk([(torch.arange(100.0),)], 4, watched)
+    assert chunks.additive
+    assert len(chunks.batches) == 25
+    assert seen == [8, 8]
+    assert not rechunk([(torch.arange(100.0),)], 4, mean_of_spreads).additive

@@ -204,12 +204,27 @@ def test_the_budget_of_a_product_takes_the_place_of_that_of_the_objective() -> N
     assert product.num_cached == 0
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of the peer and what it imports
 @pytest.mark.parametrize("build", [ConvNet, MLP])
 def test_products_agree_with_curvlinops(build: Callable[[], nn.Module]) -> None:
     curvlinops = pytest.importorskip("curvlinops")
     module, batches = build().eval(), split(images(), [64, 6])
-    objective = Objective(module, batches, cross_entropy, chunk_size=16)
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    peer = curvlinops.HessianLinearOperator(module, nn.CrossEntropyLoss(), list(named.values()), batches)
+    slopes = torch.autograd.grad(cross_entropy(module, batches[0]), list(named.values()), allow_unused=True)
+    used = {
+        n: p for (n, p), slope in zip(named.items(), slopes, strict=True) if slope is not None
+    }  # it takes no others
+    objective = Objective(module, batches, cross_entropy, chunk_size=16, parameters=list(used))
+    peer = curvlinops.HessianLinearOperator(module, nn.CrossEntropyLoss(), list(used.values()), batches)
     vector = normal(objective.num_params, seed=3)
     torch.testing.assert_close(objective.hvp(objective.theta())(vector), peer @ vector, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_gauss_newton_products_agree_with_curvlinops() -> None:
+    curvlinops = pytest.importorskip("curvlinops")
+    module, batches = MLP().eval(), split(images(), [64, 6])
+    objective = Objective(module, batches, cross_entropy, chunk_size=16)
+    peer = curvlinops.GGNLinearOperator(module, nn.CrossEntropyLoss(), list(module.parameters()), batches)
+    vector = normal(objective.num_params, seed=3)
+    torch.testing.assert_close(objective.ggn(objective.theta())(vector), peer @ vector, rtol=1e-8, atol=1e-10)

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -484,11 +485,11 @@ class DenseProduct(CurvatureProduct):
         super().__init__(theta, weights)
         self.matrix = matrix
 
-    def _product(self, index: int, vector: Tensor) -> Tensor:
-        return self.matrix @ vector
+    def _product(self, index: int, vector: Tensor) -> Sequence[Tensor]:
+        return [self.matrix @ vector]
 
-    def _gradient(self, index: int) -> Tensor:
-        return self.matrix @ self.theta
+    def _gradient(self, index: int) -> Sequence[Tensor]:
+        return [self.matrix @ self.theta]
 
 
 # -- eigenvectors ------------------------------------------------------------------------------------------------------

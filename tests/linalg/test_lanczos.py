@@ -190,3 +190,30 @@ def test_ritz_residuals_are_true_even_for_an_asymmetric_operator():
     true = (vectors @ matrix.T - ritz.values[:, None] * vectors).norm(dim=1)
     assert ritz.residuals[0] > 1e-4
     torch.testing.assert_close(ritz.residuals, true, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_eigenvector_above_the_largest_ritz_value_has_more_of_the_start_than_its_hidden_share(seed):
+    spectrum = torch.cat([torch.tensor([10.0, 9.97, 9.0, 8.0, 7.5]), torch.linspace(1.5, -0.5, 20)]).double()
+    start = gaussian_vector(25, seed)
+    shares = (start / start.norm()).abs()
+    space = KrylovSpace(start)
+    for _ in range(12):
+        grow(space, lambda v: spectrum * v, 1)
+        top = float(space.ritz().values[0])
+        above = spectrum > top
+        bounds = torch.tensor([space.hidden_share(float(value)) for value in spectrum[above]], dtype=torch.float64)
+        assert (shares[above] <= bounds * (1 + 1e-9)).all()
+        falling = [space.hidden_share(top * (1 + step)) for step in (0.001, 0.01, 0.1, 1.0)]
+        assert falling == sorted(falling, reverse=True)
+    assert falling[-1] < 1e-6
+
+
+def test_the_hidden_share_is_reached_where_one_eigenvector_is_missing():
+    spectrum = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
+    start = torch.tensor([0.01, 1.0, 1.0], dtype=torch.float64)
+    space = grow(KrylovSpace(start), lambda v: spectrum * v, 2)
+    assert space.from_start
+    assert space.hidden_share(3.0) == pytest.approx(0.01 / float(start.norm()), rel=1e-9)
+    space.restart(space.ritz())
+    assert not space.from_start
