@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lmc_lightning.callbacks.hessian_spectrum import HessianSpectrum
     from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
     from lmc_lightning.callbacks.offline import interpolation_barrier, measure
+    from lmc_lightning.callbacks.offline_similarity import representation_similarity
+    from lmc_lightning.callbacks.representation_similarity import RepresentationSimilarity
     from lmc_lightning.callbacks.sharpness import Sharpness
     from lmc_lightning.landscape.barrier import Barrier
     from lmc_lightning.landscape.onset import bisect_onset
@@ -29,6 +31,7 @@ _HOMES = {
     "InterpolationBarrier": "callbacks.interpolation_barrier",
     "MeasurementCallback": "callbacks.base",
     "Record": "recording",
+    "RepresentationSimilarity": "callbacks.representation_similarity",
     "Sharpness": "callbacks.sharpness",
     "bisect_onset": "landscape.onset",
     "default_callbacks": "callbacks.defaults",
@@ -36,6 +39,7 @@ _HOMES = {
     "interpolation_barrier": "callbacks.offline",
     "measure": "callbacks.offline",
     "onset_of": "callbacks.family_table",
+    "representation_similarity": "callbacks.offline_similarity",
     "seed_means": "callbacks.family_table",
     "summarize": "summary",
 }
@@ -49,6 +53,7 @@ __all__ = [
     "InterpolationBarrier",
     "MeasurementCallback",
     "Record",
+    "RepresentationSimilarity",
     "Sharpness",
     "bisect_onset",
     "default_callbacks",
@@ -56,6 +61,7 @@ __all__ = [
     "interpolation_barrier",
     "measure",
     "onset_of",
+    "representation_similarity",
     "seed_means",
     "summarize",
 ]
