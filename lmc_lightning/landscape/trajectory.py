@@ -69,7 +69,7 @@ def principal_components(
     """Principal components of all snapshots together, from their Gram matrix.
 
     The N×N Gram matrix of N snapshots has the eigenvalues of the D×D covariance, so D may be millions; N²D operations
-    in float64 and memory for a block of columns. Signs are such that late snapshots of the first run weigh positively.
+    in float64 and memory for a block of columns. Signs are such that coordinates of the first run grow.
 
     Args:
         trajectories: of runs of one architecture, all weights or all sketches of one seed.
@@ -93,8 +93,9 @@ def principal_components(
     if not rank:
         raise ValueError("All snapshots are equal, so they span no plane.")
     k, lengths = min(num_components, rank), [len(t.points) for t in trajectories]
-    weights = torch.arange(lengths[0], dtype=torch.float64).square()  # orthogonal to no component of a random walk
-    vectors = vectors * torch.where(weights @ vectors[: lengths[0]].cpu() < 0, -1.0, 1.0).to(vectors)
+    squares = torch.arange(lengths[0], dtype=torch.float64).square()  # orthogonal to no component of a random walk
+    slopes = (squares - squares.mean()) @ vectors[: lengths[0]].cpu()
+    vectors = vectors * torch.where(slopes < 0, -1.0, 1.0).to(vectors)
     amplitudes = vectors * values.sqrt()
     return Components(
         trajectories,
