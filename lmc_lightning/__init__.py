@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from lmc_lightning.callbacks.offline_similarity import representation_similarity
     from lmc_lightning.callbacks.representation_similarity import RepresentationSimilarity
     from lmc_lightning.callbacks.sharpness import Sharpness
+    from lmc_lightning.callbacks.snapshots import read_trajectory
+    from lmc_lightning.callbacks.trajectories import convergence_statistics, family_trajectories
+    from lmc_lightning.callbacks.weight_trajectory import WeightTrajectory
     from lmc_lightning.landscape.barrier import Barrier
     from lmc_lightning.landscape.onset import bisect_onset
+    from lmc_lightning.landscape.trajectory import Trajectory, pca_plane
     from lmc_lightning.recording import Record
     from lmc_lightning.summary import summarize
 
@@ -33,12 +37,18 @@ _HOMES = {
     "Record": "recording",
     "RepresentationSimilarity": "callbacks.representation_similarity",
     "Sharpness": "callbacks.sharpness",
+    "Trajectory": "landscape.trajectory",
+    "WeightTrajectory": "callbacks.weight_trajectory",
     "bisect_onset": "landscape.onset",
+    "convergence_statistics": "callbacks.trajectories",
     "default_callbacks": "callbacks.defaults",
     "family_table": "callbacks.family_table",
+    "family_trajectories": "callbacks.trajectories",
     "interpolation_barrier": "callbacks.offline",
     "measure": "callbacks.offline",
     "onset_of": "callbacks.family_table",
+    "pca_plane": "landscape.trajectory",
+    "read_trajectory": "callbacks.snapshots",
     "representation_similarity": "callbacks.offline_similarity",
     "seed_means": "callbacks.family_table",
     "summarize": "summary",
@@ -55,12 +65,18 @@ __all__ = [
     "Record",
     "RepresentationSimilarity",
     "Sharpness",
+    "Trajectory",
+    "WeightTrajectory",
     "bisect_onset",
+    "convergence_statistics",
     "default_callbacks",
     "family_table",
+    "family_trajectories",
     "interpolation_barrier",
     "measure",
     "onset_of",
+    "pca_plane",
+    "read_trajectory",
     "representation_similarity",
     "seed_means",
     "summarize",
