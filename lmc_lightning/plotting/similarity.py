@@ -59,7 +59,10 @@ def plot_similarity(
 def _label(ax: Axes, axis: str, layers: tuple[str, ...], name: str) -> None:
     every = -(-len(layers) // _MAX_LABELS)
     places = range(0, len(layers), every)
-    texts = [layers[i] for i in places]
+    parts, shared = [layer.split(".") for layer in layers], 0
+    while len({p[shared] for p in parts}) == 1 and min(map(len, parts)) > shared + 1:
+        shared += 1  # what all names begin with says nothing
+    texts = [".".join(parts[i][shared:]) for i in places]
     if axis == "x":
         turned: dict[str, Any] = (
             {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, texts)) > 4 else {}

@@ -47,10 +47,8 @@ def plot_trajectories(
         ax.set_ylabel(f"component 2  ({shares[1]:.0%})")
         if losses is None:
             ax.set_aspect("equal", adjustable="datalim")
-        walk = random_walk_shares(2).sum()
-        text = (
-            f"a random walk's plane holds {walk:.0%}, this one {sum(shares):.0%} · at most {farthest:.3g} off the plane"
-        )
+        walk = f", that of a random walk {random_walk_shares(2).sum():.0%}" if len(plane.trajectories) == 1 else ""
+        text = f"the plane holds {sum(shares):.0%}{walk} · snapshots are at most {farthest:.3g} off it · ○ start, ★ end"
         set_heading(ax, title, f"{text}\n{caption}" if caption else text)
     return ax
 
@@ -153,6 +151,7 @@ def plot_tsne(
         _draw_paths(ax, runs, [c.numpy() for c in coordinates])
         ax.set_xticks([])
         ax.set_yticks([])
+        ax.spines[:].set_visible(False)
         text = "t-SNE · neighbours mean something, distances and axes do not"
         set_heading(ax, title, f"{text}\n{caption}" if caption else text)
     return ax
