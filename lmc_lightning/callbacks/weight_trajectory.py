@@ -30,7 +30,7 @@ MIN_SNAPSHOTS = 3
 class WeightTrajectory(MeasurementCallback):
     """The way of the weights: recorded at every visit, or every few steps, and drawn on its principal plane at the end.
 
-    Recording costs a copy of P numbers to the CPU and four passes over them, and a P-long draw with ``dimension``; the
+    Recording costs a copy of P numbers to the CPU and a pass over them, about 25 ns a parameter and step; the
     weights go to ``<log_dir>/lmc/trajectory`` in files of 64 MiB, of which checkpoints hold the digests only;
     :func:`read_trajectory` reads them. A visit adds one forward pass, for the loss. The plane is that of all recorded
     weights, or of as many as fit into a quarter of the free memory; T states cost T²P operations. Beside

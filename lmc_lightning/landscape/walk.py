@@ -6,6 +6,9 @@ from math import nan
 import torch
 from torch import Tensor
 
+_PIECE = 1 << 18
+"""Entries that are converted to float64 at a time, few enough to stay in a CPU's cache."""
+
 
 @dataclass(frozen=True)
 class Stride:
@@ -30,37 +33,40 @@ class Stride:
 
 @dataclass
 class Walk:
-    """All strides of a run so far. Keeps three vectors and costs four passes over P numbers a state."""
+    """All strides of a run so far. Keeps three states, and takes one pass over four vectors a stride, in float64."""
 
     strides: list[Stride] = field(default_factory=list)
     start: Tensor | None = None
+    before: Tensor | None = None
     last: Tensor | None = None
-    _moved: Tensor | None = None
 
     def advance(self, step: int, point: Tensor) -> None:
         """Go to ``point`` ``(D,)``, which is kept."""
         if self.start is None or self.last is None:
-            self.start, self.last = point, point
-            self.strides.append(Stride(step, _norm(point), 0.0, 0.0, nan, nan))
-            return
-        moved = point - self.last
-        length, cosine = _norm(moved), nan
-        if self._moved is not None:
-            both = length * self.strides[-1].length
-            cosine = float((moved * self._moved).sum(dtype=torch.float64)) / both if both else nan
-        path, distance = self.strides[-1].path + length, _norm(point - self.start)
-        self.strides.append(Stride(step, _norm(point), distance, path, length, cosine))
-        self.last, self._moved = point, moved
+            norm = float(torch.linalg.vector_norm(point, dtype=torch.float64))
+            self.strides.append(Stride(step, norm, 0.0, 0.0, nan, nan))
+            self.start = point
+        else:
+            self.strides.append(self._stride(step, point, self.start, self.last))
+        self.before, self.last = self.last, point
+
+    def _stride(self, step: int, point: Tensor, start: Tensor, last: Tensor) -> Stride:
+        before = last if self.before is None else self.before
+        squares, both = torch.zeros(3, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for now, first, one, two in zip(*(v.split(_PIECE) for v in (point, start, last, before)), strict=True):
+            now, one = now.double(), one.double()
+            moved, away = now - one, now - first
+            squares += torch.stack([now @ now, away @ away, moved @ moved])
+            both += moved @ (one - two)
+        norm, distance, length = squares.sqrt().tolist()
+        lengths = length * self.strides[-1].length
+        cosine = float(both) / lengths if lengths and self.before is not None else nan
+        return Stride(step, norm, distance, self.strides[-1].path + length, length, cosine)
 
     def go_on(self, strides: list[Stride], start: Tensor, before: Tensor | None, last: Tensor) -> None:
         """Continue a walk whose first and last two states are known."""
-        self.strides, self.start, self.last = strides, start, last
-        self._moved = None if before is None else last - before
+        self.strides, self.start, self.before, self.last = strides, start, before, last
 
     def at(self, step: int) -> tuple[int, Stride] | None:
         """The number of states up to ``step`` and the stride to it, if that was recorded."""
         return next(((i + 1, s) for i, s in enumerate(self.strides) if s.step == step), None)
-
-
-def _norm(vector: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
