@@ -14,6 +14,7 @@ from lmc_lightning.landscape.trajectory import Components, PlaneLosses, Trajecto
 from lmc_lightning.plotting.style import FAINT, INK, new_axes, set_heading, style
 
 _COLORS = ("#1f5fa8", "#c8321e", "#2a8a57", "#8a4fb0", "#d98a1f", "#3aa6b9", "#a8506b", "#6b7a1f")
+_GREYS = mpl.colors.ListedColormap(mpl.colormaps["Greys"](np.linspace(0.02, 0.6, 256)))
 _MAX_SHARES = 12
 
 
@@ -48,7 +49,7 @@ def plot_trajectories(
         if losses is None:
             ax.set_aspect("equal", adjustable="datalim")
         walk = f", that of a random walk {random_walk_shares(2).sum():.0%}" if len(plane.trajectories) == 1 else ""
-        text = f"the plane holds {sum(shares):.0%}{walk} · snapshots are at most {farthest:.3g} off it · ○ start, ★ end"
+        text = f"the plane holds {sum(shares):.0%}{walk}; snapshots are at most {farthest:.3g} off it · ★ end"
         set_heading(ax, title, f"{text}\n{caption}" if caption else text)
     return ax
 
@@ -58,7 +59,7 @@ def _draw_losses(ax: Axes, losses: PlaneLosses) -> None:
     low, high = float(values.min()), float(values.max())
     scale = LogNorm(low, high) if 0 < low < high else Normalize(low, high)
     levels = np.geomspace(low, high, 15) if isinstance(scale, LogNorm) else np.linspace(low, high, 15)
-    drawn = ax.contourf(losses.xs.numpy(), losses.ys.numpy(), values, levels, norm=scale, cmap="Greys", alpha=0.75)
+    drawn = ax.contourf(losses.xs.numpy(), losses.ys.numpy(), values, levels, norm=scale, cmap=_GREYS)
     ax.grid(visible=False)
     marks = levels[:: len(levels) // 4]
     bar = ax.figure.colorbar(drawn, ax=ax, label="loss on the plane", ticks=marks, format="%.2g")
@@ -75,8 +76,10 @@ def _draw_paths(ax: Axes, runs: Sequence[Trajectory], paths: Sequence[NDArray[np
         ax.plot(*path.T, color="white", linewidth=3.2, solid_capstyle="round")
         ax.plot(*path.T, color=color, marker=".", markersize=4, linewidth=1.5, label=run.name if few else None)
         _draw_ends(ax, path, color)
-    if few:
-        ax.legend(loc="upper left", bbox_to_anchor=(1.0 if not ax.figure.axes[1:] else 1.28, 1.0), alignment="left")
+    if few and ax.collections:
+        ax.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none")  # beside there is the colour bar
+    elif few:
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), alignment="left")
 
 
 def _draw_by_step(ax: Axes, steps: NDArray[np.int64], path: NDArray[np.float64]) -> None:
