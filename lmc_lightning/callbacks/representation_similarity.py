@@ -46,7 +46,8 @@ class RepresentationSimilarity(MeasurementCallback):
     far apart (arXiv 1905.00414). Costs a forward pass for each state, and 2·n·min(n, p)² float64 operations for each
     pair of layers with p features on n examples.
 
-    Logged at x = steps taken, debiased, with the biased value in the evidence:
+    Logged at x = steps taken, debiased; the table has the biased value in the evidence, and of each layer the standard
+    error over examples:
 
     ==========================================  =====================================================================
     ``similarity/cka/{reference}``              mean over layers of the CKA of each layer with itself in the reference:
@@ -196,13 +197,14 @@ class RepresentationSimilarity(MeasurementCallback):
         key, by_layer = f"{self.key('cka')}/{label}", found.same_layers()
         self.similarities[key, step] = found
         shared = {"layers": len(by_layer), "rows": found.num_examples, "inputs": self.inputs}
-        mean, mean_biased = [fmean(v) if v else nan for v in (*zip(*by_layer.values(), strict=True),)] or [nan, nan]
-        quantities = [Quantity(key, mean, evidence={**shared, "biased": mean_biased})]
-        for layer, (debiased, biased) in by_layer.items():
-            quantities.append(Quantity(f"{key}/{layer}", debiased, evidence={**shared, "biased": biased}))
+        means = [fmean(v) for v in zip(*by_layer.values(), strict=True)] or [nan, nan]
+        quantities = [Quantity(key, means[0], evidence={**shared, "biased": means[1]})]
+        for layer, value in by_layer.items():
+            evidence = {**shared, "biased": value.biased}
+            quantities.append(Quantity(f"{key}/{layer}", value.debiased, value.stderr, evidence=evidence, log="value"))
         picture = "/".join(part for part in ("similarity_map", self.name, label) if part)
         caption = "inputs mixed up" if self.inputs == "mixup" else ""
-        arrays = {"debiased": found.debiased.numpy(), "biased": found.biased.numpy()}
+        arrays = {name: getattr(found, name).numpy() for name in ("debiased", "biased", "stderr")}
         return Measurement(
             tuple(quantities),
             figures={picture: partial(_drawn, found, names, caption)},

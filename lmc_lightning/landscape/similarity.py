@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +63,7 @@ class Similarity:
         debiased: From the unbiased HSIC, ``(A, B)`` float64; may be slightly negative. NaN for a layer that gives all
             examples the same, and below four examples.
         biased: From the plain HSIC, ``(A, B)`` in [0, 1]; grows towards 1 with the number of features over examples.
+        stderr: Of ``debiased`` over examples, by the infinitesimal jackknife; right for many examples.
         num_examples: n.
     """
 
@@ -69,16 +71,22 @@ class Similarity:
     layers_b: tuple[str, ...]
     debiased: Tensor = field(repr=False)
     biased: Tensor = field(repr=False)
+    stderr: Tensor = field(repr=False)
     num_examples: int
 
-    def same_layers(self) -> dict[str, tuple[float, float]]:
-        """Debiased and biased CKA of each layer with the layer of the same name, in the order of A."""
-        places = {name: j for j, name in enumerate(self.layers_b)}
-        return {
-            name: (float(self.debiased[i, places[name]]), float(self.biased[i, places[name]]))
-            for i, name in enumerate(self.layers_a)
-            if name in places
-        }
+    def same_layers(self) -> dict[str, "Value"]:
+        """Of each layer with that of the same name, in the order of A."""
+        tables = torch.stack([self.debiased, self.biased, self.stderr], dim=-1)
+        places = [(i, self.layers_b.index(name)) for i, name in enumerate(self.layers_a) if name in self.layers_b]
+        return {self.layers_a[i]: Value(*tables[i, j].tolist()) for i, j in places}
+
+
+class Value(NamedTuple):
+    """One entry of a :class:`Similarity`."""
+
+    debiased: float
+    biased: float
+    stderr: float
 
 
 def similarity(of_a: Mapping[str, Representation], of_b: Mapping[str, Representation]) -> Similarity:
@@ -86,7 +94,7 @@ def similarity(of_a: Mapping[str, Representation], of_b: Mapping[str, Representa
 
     CKA(X, Y) = HSIC(X, Y) / √(HSIC(X, X) HSIC(Y, Y)), a ratio of sums over all examples. Debiased, of the unbiased
     HSIC₁ (Song et al. 2012; arXiv 2010.15327); biased, of HSIC₀ (arXiv 1905.00414). Invariant to rotations and to the
-    scale of either side. Costs 2·n·min(n, p)·min(n, q) float64 operations a pair of layers with p and q features, and
+    scale of either side. Costs 4·n·min(n, p)·min(n, q) float64 operations a pair of layers with p and q features, and
     2·n²·p once for a layer with p > n.
 
     Args:
@@ -100,41 +108,52 @@ def similarity(of_a: Mapping[str, Representation], of_b: Mapping[str, Representa
     if len(sizes) != 1 or not of_a or not of_b:
         raise ValueError(f"Expected layers of A and B on the same examples, got numbers of examples {sorted(sizes)}.")
     own_a, own_b = [[_dependence(r, r) for r in of.values()] for of in (of_a, of_b)]
-    table = torch.tensor(
+    table = torch.stack(
         [
-            [_ratio(_dependence(x, y), own_a[i], own_b[j]) for j, y in enumerate(of_b.values())]
+            torch.stack([_ratios(_dependence(x, y), own_a[i], own_b[j]) for j, y in enumerate(of_b.values())])
             for i, x in enumerate(of_a.values())
-        ],
-        dtype=torch.float64,
-    )
-    return Similarity(tuple(of_a), tuple(of_b), table[..., 1], table[..., 0], sizes.pop())
+        ]
+    ).cpu()
+    return Similarity(tuple(of_a), tuple(of_b), table[..., 1], table[..., 0], table[..., 2], sizes.pop())
 
 
-def _ratio(both: Tensor, own_a: Tensor, own_b: Tensor) -> list[float]:
-    ratio = both / (own_a * own_b).sqrt()
-    return torch.where((own_a > 0) & (own_b > 0), ratio, torch.nan).tolist()
+@dataclass(frozen=True, eq=False)
+class _Dependence:
+    """(n−1)² HSIC₀ and n(n−3) HSIC₁ of two representations ``()``, and Σ_j≠i ⟨x_i, x_j⟩⟨y_i, y_j⟩ of each example."""
+
+    biased: Tensor
+    unbiased: Tensor
+    rows: Tensor
 
 
-def _dependence(x: Representation, y: Representation) -> Tensor:
-    """(n−1)² HSIC₀ and n(n−3) HSIC₁ of two representations, ``(2,)``.
-
-    Of centred features Σx = Σy = 0, which changes neither, and HSIC₁'s terms reduce to sums over examples.
-    """
-    n = len(x.squares)
-    cross = _squared_cross(x, y)
-    if n < MIN_EXAMPLES:
-        return torch.stack([cross, torch.full_like(cross, torch.nan)])
-    a, b = x.squares, y.squares
-    products = a @ b
-    unbiased = cross - products + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * products / (n - 2)
-    return torch.stack([cross, unbiased])
+def _dependence(x: Representation, y: Representation) -> _Dependence:
+    """Of centred features Σx = Σy = 0, which changes neither, and HSIC₁'s terms reduce to sums over examples."""
+    n, a, b = len(x.squares), x.squares, y.squares
+    products, rows = a * b, _rows(x, y)
+    cross, diagonal = rows.sum(), products.sum()
+    unbiased = torch.full_like(cross, torch.nan)
+    if n >= MIN_EXAMPLES:
+        unbiased = cross - diagonal + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * diagonal / (n - 2)
+    return _Dependence(cross, unbiased, rows - products)
 
 
-def _squared_cross(x: Representation, y: Representation) -> Tensor:
-    """‖XᵀY‖² = tr XXᵀYYᵀ ``()``, from what is kept of each."""
+def _rows(x: Representation, y: Representation) -> Tensor:
+    """Σ_j ⟨x_i, x_j⟩⟨y_i, y_j⟩ of each example ``(n,)``, from what is kept; their sum is ‖XᵀY‖² = tr XXᵀYYᵀ."""
     if x.is_gram and y.is_gram:
-        return (x.matrix * y.matrix).sum()
+        return (x.matrix * y.matrix).sum(1)
     if x.is_gram or y.is_gram:
         gram, features = (x.matrix, y.matrix) if x.is_gram else (y.matrix, x.matrix)
-        return ((gram @ features) * features).sum()
-    return (x.matrix.T @ y.matrix).square().sum()
+        return ((gram @ features) * features).sum(1)
+    return ((x.matrix @ (x.matrix.T @ y.matrix)) * y.matrix).sum(1)
+
+
+def _ratios(both: _Dependence, own_a: _Dependence, own_b: _Dependence) -> Tensor:
+    """Biased and debiased CKA, and the standard error of the latter ``(3,)``."""
+    biased = both.biased / (own_a.biased * own_b.biased).sqrt()
+    debiased = both.unbiased / (own_a.unbiased * own_b.unbiased).sqrt()
+    # The influence of an example on ‖C_xy‖² is twice ⟨x̃, C_xy ỹ⟩ less its mean; the rest is the chain rule.
+    n, cross = len(both.rows), 2 * both.rows / (own_a.unbiased * own_b.unbiased).sqrt()
+    influence = n * (cross - debiased * (own_a.rows / own_a.unbiased + own_b.rows / own_b.unbiased))
+    found = torch.stack([biased, debiased, influence.std() / n**0.5])
+    known = torch.stack([own_a.biased * own_b.biased, *[own_a.unbiased * own_b.unbiased] * 2]) > 0
+    return torch.where(known, found, torch.nan)

@@ -32,12 +32,13 @@ def test_the_start_is_compared_with_every_visit_as_offline(tmp_path: Path) -> No
     assert [*values(ours, "cka/initial/net.4")] == [0, 3, 6]
     found = representation_similarity(start, module, batches())
     assert found.layers_a == tuple(LAYERS)
-    for layer, (debiased, biased) in found.same_layers().items():
+    for layer, (debiased, biased, stderr) in found.same_layers().items():
         (record,) = [r for r in ours.results if r.step == 6 and r.name == f"similarity/cka/initial/{layer}"]
         assert record.value == pytest.approx(debiased, rel=1e-12)
         assert record.evidence["biased"] == pytest.approx(biased, rel=1e-12)
+        assert record.stderr == pytest.approx(stderr, rel=1e-9)
         assert debiased < 1 - 1e-6
-    mean = sum(debiased for debiased, _ in found.same_layers().values()) / 3
+    mean = sum(value.debiased for value in found.same_layers().values()) / 3
     assert values(ours, "cka/initial")[6] == pytest.approx(mean)
     with np.load(next(tmp_path.rglob("arrays/similarity_map_initial_000006.npz"))) as stored:
         np.testing.assert_allclose(stored["debiased"], found.debiased.numpy())
@@ -67,7 +68,7 @@ def test_children_are_compared_with_the_trunk_and_each_other(tmp_path: Path) -> 
         children.append(copy.deepcopy(module))
         children[-1].load_state_dict(branching.family.state(name, 2))
     found = representation_similarity(*children, batches())
-    for layer, (debiased, _) in found.same_layers().items():
+    for layer, (debiased, *_) in found.same_layers().items():
         assert values(ours, f"cka/k1_001/siblings_0_1/{layer}")[6] == pytest.approx(debiased, rel=1e-12)
     (record,) = [r for r in ours.results if r.step == 6 and r.name == "similarity/cka/k1_001/siblings_0_1"]
     assert record.evidence["later_epoch"] == 2
@@ -83,7 +84,7 @@ def test_mixtures_are_other_inputs_and_the_same_ones_offline() -> None:
     start = copy.deepcopy(module)
     fit(module, ours)
     mixed, plain = (representation_similarity(start, module, batches(), inputs=i) for i in ("mixup", "data"))
-    for layer, (debiased, _) in mixed.same_layers().items():
+    for layer, (debiased, *_) in mixed.same_layers().items():
         assert values(ours, f"cka/initial/{layer}")[6] == pytest.approx(debiased, rel=1e-12)
     assert not torch.allclose(mixed.debiased, plain.debiased, rtol=1e-3)
 

@@ -11,7 +11,7 @@ from lmc_lightning.plotting.style import BLANK, figure_of, pixels
 def of(num_a: int, num_b: int) -> Similarity:
     values = torch.linspace(0, 1, num_a * num_b, dtype=torch.float64).reshape(num_a, num_b)
     names = [tuple(f"net.layer_{i}" for i in range(n)) for n in (num_a, num_b)]
-    return Similarity(names[0], names[1], values, values.flip(0), 64)
+    return Similarity(names[0], names[1], values, values.flip(0), 0 * values, 64)
 
 
 def test_cells_hold_the_debiased_values_and_axes_the_distinct_part_of_the_names() -> None:
