@@ -14,10 +14,16 @@ if TYPE_CHECKING:
     from lmc_lightning.callbacks.hessian_spectrum import HessianSpectrum
     from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
     from lmc_lightning.callbacks.offline import interpolation_barrier, measure
+    from lmc_lightning.callbacks.offline_similarity import representation_similarity
+    from lmc_lightning.callbacks.representation_similarity import RepresentationSimilarity
     from lmc_lightning.callbacks.sharpness import Sharpness
+    from lmc_lightning.callbacks.snapshots import read_trajectory
+    from lmc_lightning.callbacks.trajectories import convergence_statistics, family_trajectories
+    from lmc_lightning.callbacks.weight_trajectory import WeightTrajectory
     from lmc_lightning.callbacks.zoom import replay
     from lmc_lightning.landscape.barrier import Barrier
     from lmc_lightning.landscape.onset import bisect_onset
+    from lmc_lightning.landscape.trajectory import Trajectory, pca_plane
     from lmc_lightning.recording import Record
     from lmc_lightning.summary import summarize
 
@@ -31,15 +37,23 @@ _HOMES = {
     "InterpolationBarrier": "callbacks.interpolation_barrier",
     "MeasurementCallback": "callbacks.base",
     "Record": "recording",
+    "RepresentationSimilarity": "callbacks.representation_similarity",
     "Sharpness": "callbacks.sharpness",
+    "Trajectory": "landscape.trajectory",
+    "WeightTrajectory": "callbacks.weight_trajectory",
     "bisect_onset": "landscape.onset",
+    "convergence_statistics": "callbacks.trajectories",
     "default_callbacks": "callbacks.defaults",
     "family_table": "callbacks.family_table",
+    "family_trajectories": "callbacks.trajectories",
     "interpolation_barrier": "callbacks.offline",
     "measure": "callbacks.offline",
     "onset_of": "callbacks.family_table",
     "paired_differences": "callbacks.differences",
     "replay": "callbacks.zoom",
+    "pca_plane": "landscape.trajectory",
+    "read_trajectory": "callbacks.snapshots",
+    "representation_similarity": "callbacks.offline_similarity",
     "seed_means": "callbacks.family_table",
     "summarize": "summary",
 }
@@ -53,15 +67,23 @@ __all__ = [
     "InterpolationBarrier",
     "MeasurementCallback",
     "Record",
+    "RepresentationSimilarity",
     "Sharpness",
+    "Trajectory",
+    "WeightTrajectory",
     "bisect_onset",
+    "convergence_statistics",
     "default_callbacks",
     "family_table",
+    "family_trajectories",
     "interpolation_barrier",
     "measure",
     "onset_of",
     "paired_differences",
+    "pca_plane",
+    "read_trajectory",
     "replay",
+    "representation_similarity",
     "seed_means",
     "summarize",
 ]

@@ -50,6 +50,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "Sharpness": {"num_samples": 2},
     "InterpolationBarrier": {"num_points": 3, "reference": "initial"},
     "CheckpointBranching": {"epochs": (1,)},
+    "RepresentationSimilarity": {"reference": "initial"},
+    "WeightTrajectory": {"record_every_n_train_steps": 1, "loss_points": 2},
 }
 """Arguments that make a callback cheap, or that it cannot do without; others are taken as they are."""
 

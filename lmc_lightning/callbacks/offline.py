@@ -13,6 +13,7 @@ from lmc_lightning.callbacks.bridge import StepBatch, objective_of
 from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split, between
 from lmc_lightning.callbacks.probes import draw, to_device
+from lmc_lightning.callbacks.representation_similarity import RepresentationSimilarity
 from lmc_lightning.landscape.barrier import Barrier, NumPoints, barrier_between
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
 from lmc_lightning.types import BatchWeight, LossFn
@@ -44,7 +45,7 @@ def measure(
             two states, or two that log under one name.
     """
     for callback in callbacks:
-        _check_loss(module, loss_fn or callback.loss_fn)
+        check_loss(module, loss_fn or callback.loss_fn)
         _check_single(callback)
     if checkpoint is not None:
         module = with_checkpoint(module, checkpoint)
@@ -108,7 +109,7 @@ def interpolation_barrier(
         ValueError: the modules differ in names or shapes of their parameters or in frozen ones, or a plain module comes
             without ``loss_fn``.
     """
-    _check_loss(module_a, loss_fn)
+    check_loss(module_a, loss_fn)
     _check_alike(module_a, module_b, parameters)
     common: dict[str, Any] = {
         "loss_fn": loss_fn,
@@ -153,11 +154,13 @@ def with_checkpoint(module: nn.Module, path: str | Path) -> nn.Module:
 
 
 def _check_single(callback: MeasurementCallback) -> None:
-    if isinstance(callback, InterpolationBarrier):
-        raise ValueError(
-            "InterpolationBarrier compares two states and cannot measure a single module. "
-            "Call interpolation_barrier(module_a, module_b, dataloader)."
-        )
+    twins = {InterpolationBarrier: "interpolation_barrier", RepresentationSimilarity: "representation_similarity"}
+    for kind, twin in twins.items():
+        if isinstance(callback, kind):
+            raise ValueError(
+                f"{kind.__name__} compares two states and cannot measure a single module. "
+                f"Call {twin}(module_a, module_b, dataloader)."
+            )
 
 
 def _check_alike(module_a: nn.Module, module_b: nn.Module, parameters: list[str] | None) -> None:
@@ -178,7 +181,12 @@ def _check_alike(module_a: nn.Module, module_b: nn.Module, parameters: list[str]
             )
 
 
-def _check_loss(module: nn.Module, loss_fn: LossFn | None) -> None:
+def check_loss(module: nn.Module, loss_fn: LossFn | None) -> None:
+    """Refuse a module whose loss is unknown.
+
+    Raises:
+        ValueError: it has no ``training_step``, and there is no ``loss_fn``.
+    """
     if loss_fn is None and not hasattr(module, "training_step"):
         raise ValueError(
             f"{type(module).__name__} has no training_step, so its loss is unknown. "

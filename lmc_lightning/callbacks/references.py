@@ -16,7 +16,13 @@ from lmc_lightning.schedule import Schedule
 _OF_THE_RUN = ("initial", "previous", "average")
 
 
-def check_reference(reference: str | None, schedule: Schedule, branching: bool, averaging: Sequence[Any] = ()) -> None:
+def check_reference(
+    reference: str | None,
+    schedule: Schedule,
+    branching: bool,
+    averaging: Sequence[Any] = (),
+    name: str = "InterpolationBarrier",
+) -> None:
     """Refuse what gives nothing to compare with, or two things.
 
     Raises:
@@ -35,12 +41,12 @@ def check_reference(reference: str | None, schedule: Schedule, branching: bool, 
         )
     if reference is None and not branching:
         raise ValueError(
-            "InterpolationBarrier has nothing to compare with. Add CheckpointBranching to the callbacks, or pass "
+            f"{name} has nothing to compare with. Add CheckpointBranching to the callbacks, or pass "
             "reference='initial', 'previous', 'average' or the path of a checkpoint."
         )
     if reference is not None and branching:
         raise ValueError(
-            f"Beside CheckpointBranching, InterpolationBarrier compares children with the trunk; got reference="
+            f"Beside CheckpointBranching, {name} compares children with the trunk; got reference="
             f"{reference!r} too. Leave it out, and compare with it in another run."
         )
     if reference not in (None, *_OF_THE_RUN) and not Path(str(reference)).is_file():

@@ -1,0 +1,265 @@
+"""The way of the weights through parameter space: how far, how straight, and on which plane."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from math import isnan
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmc_lightning.branching.lineage import Family
+from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.snapshots import Snapshots
+from lmc_lightning.callbacks.trajectories import family_trajectories
+from lmc_lightning.callbacks.trajectory_figures import trajectory_pictures
+from lmc_lightning.callbacks.visits import NO_DERIVATIVES, Visit
+from lmc_lightning.core.glassbox import glass_box
+from lmc_lightning.core.params import ParameterLayout, parameter_layout
+from lmc_lightning.core.shadow import LOW_PRECISION
+from lmc_lightning.landscape.sketch import count_sketch
+from lmc_lightning.landscape.trajectory import Components, PlaneLosses, Trajectory, pca_plane, plane_losses
+from lmc_lightning.recording import Measurement, Quantity, slug
+from lmc_lightning.schedule import Schedule
+
+MIN_SNAPSHOTS = 3
+"""That span a plane."""
+
+
+class WeightTrajectory(MeasurementCallback):
+    """The way of the weights: recorded at every visit, or every few steps, and drawn on its principal plane at the end.
+
+    Recording costs a copy of P numbers to the CPU and a pass over them, about 25 ns a parameter and step; the
+    weights go to ``<log_dir>/lmc/trajectory`` in files of 64 MiB, of which checkpoints hold the digests only;
+    :func:`read_trajectory` reads them. A visit adds one forward pass, for the loss. The plane is that of all recorded
+    weights, or of as many as fit into a quarter of the free memory; T states cost T²P operations. Beside
+    :class:`CheckpointBranching` all runs of the family are drawn on one plane too, when the children are done. Source:
+    arXiv 1712.09913, §7; the reference of a random walk: arXiv 1806.08805.
+
+    Logged at x = steps taken, of the recorded states up to there:
+
+    ==================================  ==============================================================================
+    ``trajectory/distance_from_start``  ‖θ_k − θ_0‖₂
+    ``trajectory/path_length``          Σ‖θ_i − θ_{i−1}‖₂ over recorded states, at most the length of the way
+    ``trajectory/step_length``          ‖θ_k − θ_{k−1}‖₂ from the last recorded state; not at the first
+    ``trajectory/step_cosine``          of the last two such steps; not at the first two
+    ``trajectory/norm``                 ‖θ_k‖₂
+    ``trajectory_plane``                figure and array of the principal plane, once, at the end
+    ``trajectory_variance``             figure of its explained variance beside that of a random walk, 6/(π²j²)
+    ``trajectory_tsne``                 figure, with ``tsne``
+    ``trajectory_plane/family``         figure and array of the runs of a family; likewise the other figures
+    ``trajectory``                      table only: the points of TensorBoard's projector; likewise ``/family``
+    ==================================  ==============================================================================
+
+    Args:
+        record_every_n_train_steps: also record between visits, after every n-th optimizer step.
+        dimension: record sketches of so many numbers in place of the weights
+            (:func:`~lmc_lightning.landscape.sketch.count_sketch`); all numbers are then of the sketches, right to about
+            √(2/dimension), and the loss on the plane is not known.
+        loss_points: points on each axis of a grid in the plane on which the true loss is drawn, each a pass over the
+            probe set; 0 for none. BatchNorm has the statistics of the end.
+        tsne: draw t-SNE too.
+        **common: see :class:`MeasurementCallback`; ``seed`` is that of sketches, and equal in all runs to be compared.
+
+    Raises:
+        ValueError: impossible numbers, or the loss on a plane of sketches.
+    """
+
+    kind = "trajectory"
+
+    def __init__(
+        self,
+        *,
+        record_every_n_train_steps: int | None = None,
+        dimension: int | None = None,
+        loss_points: int = 0,
+        tsne: bool = False,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        if dimension is not None and dimension < 2:
+            raise ValueError(f"Expected dimension of at least 2 or None (the weights themselves), got {dimension}.")
+        if loss_points and (loss_points < 2 or dimension is not None):
+            raise ValueError(
+                f"Expected loss_points of at least 2, on a plane of weights, got {loss_points} with "
+                f"dimension={dimension}."
+            )
+        self.dimension, self.loss_points, self.tsne = dimension, loss_points, tsne
+        every = record_every_n_train_steps
+        self.recording = None if every is None else Schedule.from_arguments(every_n_train_steps=every)
+        self.snapshots = Snapshots()
+        self._layout: ParameterLayout | None = None
+        self._earlier: list[Any] = []
+
+    # -- recording ---------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check that the loss on the plane can be had.
+
+        Raises:
+            ValueError: several processes, of which one alone knows the plane.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self.loss_points and trainer.world_size > 1:
+            raise ValueError("The loss on the plane is drawn by one process only. Pass loss_points=0.")
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Record the start, or go on with the way of a resumed run."""
+        resumed = bool(trainer.global_step and self._step)
+        directory = self._recorder.directory
+        folder = (
+            None if directory is None else directory / (f"trajectory_{slug(self.name)}" if self.name else "trajectory")
+        )
+        self.snapshots.begin(folder, keeps=trainer.is_global_zero)
+        self._layout = None
+        if resumed:
+            self._resume()
+        if not self.snapshots.walk.strides:
+            self._record(pl_module, self._step if resumed else trainer.global_step)
+        super().on_train_start(trainer, pl_module)
+
+    def _resume(self) -> None:
+        try:
+            self.snapshots.resume(self._earlier)
+        except Exception as error:
+            self._recorder.warn_once(f"The way up to step {self._step} is lost: {type(error).__name__}: {error}")
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Record this step if it is due, and visit it."""
+        step = self._step + 1
+        due = self.is_due("step", step) or (self.recording is not None and self.recording.is_due("step", step))
+        if due and trainer.global_step != self._last_global_step:
+            self._record(pl_module, step)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Record the completed epoch if it is due, and visit it."""
+        due = trainer.fast_dev_run or self.is_due("epoch", trainer.current_epoch + 1)
+        if trainer.is_last_batch and due:
+            self._record(pl_module, self._step)
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def _record(self, module: nn.Module, step: int) -> None:
+        strides = self.snapshots.walk.strides
+        if strides and strides[-1].step == step:
+            return
+        started = self.clock()
+        with self._tolerated(f"recording at step {step}"):
+            if self._layout is None:
+                self._layout = parameter_layout(module, self.parameters)
+            theta = self._layout.flatten(dict(module.named_parameters())).cpu()
+            self.snapshots.add(step, self._kept(theta.float() if theta.dtype in LOW_PRECISION else theta))
+        self.seconds += self.clock() - started
+
+    def _kept(self, theta: Tensor) -> Tensor:
+        return theta if self.dimension is None else count_sketch(theta, self.dimension, self.seed)
+
+    # -- visits ------------------------------------------------------------------------------------------------------
+
+    def measure(self, visit: Visit) -> Measurement:
+        """The way up to this visit, as it was recorded."""
+        found = self.snapshots.walk.at(visit.step)
+        if found is None:
+            raise RuntimeError(
+                f"The weights of step {visit.step} were not recorded. Only a run has a way of its weights."
+            )
+        number, stride = found
+        values = {
+            "distance_from_start": stride.distance,
+            "path_length": stride.path,
+            "step_length": stride.length,
+            "step_cosine": stride.cosine,
+            "norm": stride.norm,
+        }
+        quantities = tuple(Quantity(self.key(name), value) for name, value in values.items() if not isnan(value))
+        start = self.snapshots.walk.strides[0].step
+        evidence = {"num_snapshots": number, "start_step": start, "dimension": self.dimension, **NO_DERIVATIVES}
+        return Measurement(quantities, evidence=evidence)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Record the end, and draw the way."""
+        self._record(pl_module, self._step)
+        super().on_train_end(trainer, pl_module)
+        self.snapshots.flush()
+        for error in self.snapshots.errors:
+            self._recorder.warn_once(error)
+        if trainer.is_global_zero and len(self.snapshots) >= MIN_SNAPSHOTS:
+            started = self.clock()
+            with self._tolerated("drawing the way"):
+                run = self.snapshots.trajectory()
+                losses = {r.step: r.evidence.get("probe_loss") for r in self.results if r.is_measured}
+                known = [losses.get(step) for step in run.steps]
+                columns = {} if None in known else {"loss": known}
+                self._draw([run], "", trainer, pl_module, trainer.current_epoch, columns)
+            self.seconds += self.clock() - started
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Write what was recorded."""
+        self.snapshots.flush()
+        super().on_exception(trainer, pl_module, exception)
+
+    def measure_family(self, family: Family, trainer: Any, pl_module: Any) -> None:
+        """Draw the trunk and its children on one plane."""
+        started = self.clock()
+        with self._tolerated("drawing the family"):
+            runs = family_trajectories(family, pl_module, self.parameters)
+            runs = [replace(run, points=torch.stack([self._kept(p) for p in run.points])) for run in runs]
+            self._draw(runs, "/family", trainer, pl_module, family.end.epoch)
+        for logger in trainer.loggers:
+            logger.save()
+        self.seconds += self.clock() - started
+
+    def _draw(
+        self,
+        runs: list[Trajectory],
+        suffix: str,
+        trainer: Any,
+        pl_module: Any,
+        epoch: int,
+        columns: dict[str, list[Any]] | None = None,
+    ) -> None:
+        with glass_box():
+            try:
+                plane = pca_plane(runs)
+            except ValueError as error:
+                self._recorder.tell_once(str(error), f"draws no plane: {error}")
+                return
+            measurement = trajectory_pictures(
+                plane,
+                suffix=(f"/{self.name}" if self.name else "") + suffix,
+                losses=self._losses(plane, trainer, pl_module) if self.loss_points else None,
+                with_tsne=self.tsne,
+                columns=columns,
+                caption=f"sketches of {self.dimension} numbers" if self.dimension else "",
+            )
+            self._recorder.add(measurement, step=self._step, epoch=epoch, loggers=trainer.loggers)
+
+    def _losses(self, plane: Components, trainer: Any, pl_module: nn.Module) -> PlaneLosses | None:
+        sets = self._probe_sets(trainer, final=True)
+        if sets is None:
+            return None
+        objective = self.objective(pl_module, sets["train"].batches, trainer=trainer)
+        return plane_losses(objective, plane, num_points=self.loss_points)
+
+    @contextmanager
+    def _tolerated(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            self._recorder.warn_once(f"{doing} failed and training goes on: {type(error).__name__}: {error}")
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The records, and names and digests of the files of weights."""
+        return super().state_dict() | {"snapshots": self.snapshots.state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the records and the way of a checkpoint."""
+        super().load_state_dict(state_dict)
+        self._earlier = list(state_dict.get("snapshots", []))
