@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     from lmc_lightning.callbacks.family_table import family_table, onset_of, seed_means
     from lmc_lightning.callbacks.hessian_spectrum import HessianSpectrum
     from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
+    from lmc_lightning.callbacks.loss_surface import LossSurface
     from lmc_lightning.callbacks.offline import interpolation_barrier, measure
+    from lmc_lightning.callbacks.offline_surface import loss_surface
     from lmc_lightning.callbacks.sharpness import Sharpness
     from lmc_lightning.landscape.barrier import Barrier
     from lmc_lightning.landscape.onset import bisect_onset
+    from lmc_lightning.landscape.slices import Surface, load_surface
+    from lmc_lightning.plotting.animation import animate
     from lmc_lightning.recording import Record
     from lmc_lightning.summary import summarize
 
@@ -27,13 +31,18 @@ _HOMES = {
     "Family": "branching.lineage",
     "HessianSpectrum": "callbacks.hessian_spectrum",
     "InterpolationBarrier": "callbacks.interpolation_barrier",
+    "LossSurface": "callbacks.loss_surface",
     "MeasurementCallback": "callbacks.base",
     "Record": "recording",
     "Sharpness": "callbacks.sharpness",
+    "Surface": "landscape.slices",
+    "animate": "plotting.animation",
     "bisect_onset": "landscape.onset",
     "default_callbacks": "callbacks.defaults",
     "family_table": "callbacks.family_table",
     "interpolation_barrier": "callbacks.offline",
+    "load_surface": "landscape.slices",
+    "loss_surface": "callbacks.offline_surface",
     "measure": "callbacks.offline",
     "onset_of": "callbacks.family_table",
     "seed_means": "callbacks.family_table",
@@ -47,13 +56,18 @@ __all__ = [
     "Family",
     "HessianSpectrum",
     "InterpolationBarrier",
+    "LossSurface",
     "MeasurementCallback",
     "Record",
     "Sharpness",
+    "Surface",
+    "animate",
     "bisect_onset",
     "default_callbacks",
     "family_table",
     "interpolation_barrier",
+    "load_surface",
+    "loss_surface",
     "measure",
     "onset_of",
     "seed_means",

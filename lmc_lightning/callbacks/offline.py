@@ -44,7 +44,7 @@ def measure(
             two states, or two that log under one name.
     """
     for callback in callbacks:
-        _check_loss(module, loss_fn or callback.loss_fn)
+        check_loss(module, loss_fn or callback.loss_fn)
         _check_single(callback)
     if checkpoint is not None:
         module = with_checkpoint(module, checkpoint)
@@ -108,8 +108,8 @@ def interpolation_barrier(
         ValueError: the modules differ in names or shapes of their parameters or in frozen ones, or a plain module comes
             without ``loss_fn``.
     """
-    _check_loss(module_a, loss_fn)
-    _check_alike(module_a, module_b, parameters)
+    check_loss(module_a, loss_fn)
+    check_alike(module_a, module_b, parameters)
     common: dict[str, Any] = {
         "loss_fn": loss_fn,
         "parameters": parameters,
@@ -160,7 +160,12 @@ def _check_single(callback: MeasurementCallback) -> None:
         )
 
 
-def _check_alike(module_a: nn.Module, module_b: nn.Module, parameters: list[str] | None) -> None:
+def check_alike(module_a: nn.Module, module_b: nn.Module, parameters: list[str] | None) -> None:
+    """Refuse modules between which there is no line.
+
+    Raises:
+        ValueError: they differ in names or shapes of parameters, or in frozen ones.
+    """
     of_a, of_b = dict(module_a.named_parameters()), dict(module_b.named_parameters())
     shapes_a, shapes_b = ({name: list(p.shape) for name, p in of.items()} for of in (of_a, of_b))
     differing = sorted(n for n in of_a.keys() | of_b.keys() if shapes_a.get(n) != shapes_b.get(n))
@@ -178,7 +183,12 @@ def _check_alike(module_a: nn.Module, module_b: nn.Module, parameters: list[str]
             )
 
 
-def _check_loss(module: nn.Module, loss_fn: LossFn | None) -> None:
+def check_loss(module: nn.Module, loss_fn: LossFn | None) -> None:
+    """Refuse a module whose loss is unknown.
+
+    Raises:
+        ValueError: it has no ``training_step``, and there is no ``loss_fn``.
+    """
     if loss_fn is None and not hasattr(module, "training_step"):
         raise ValueError(
             f"{type(module).__name__} has no training_step, so its loss is unknown. "
