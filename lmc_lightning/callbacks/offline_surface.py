@@ -143,7 +143,7 @@ def _check_request(directions: Any, dimensions: int, batch_stats: str | None, ot
     check_surface(directions, dimensions, batch_stats)
     if len(others) > 2:
         raise ValueError(f"Expected one or two further states to span a plane, got {len(others)}.")
-    if others and not isinstance(directions, str):
+    if others and not (isinstance(directions, str) and directions == "random"):
         raise ValueError("The states that the plane goes through span it: leave directions out, or leave out through.")
     if len(others) == 2 and dimensions == 1:
         raise ValueError("A line goes through two states. Leave one of them out, or dimensions=1.")

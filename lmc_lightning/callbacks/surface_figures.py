@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MESH_CONFIG = {
     # The viewer's own material is grey and lit, which turns viridis to mud, and its camera looks at the edge.
-    "camera": {"cls": "PerspectiveCamera", "fov": 45, "position": [1.9, 1.5, 1.9], "lookAt": [0, -0.1, 0]},
+    "camera": {"cls": "PerspectiveCamera", "fov": 45, "position": [2.0, 2.2, 2.0], "lookAt": [0, -0.1, 0]},
     "material": {"cls": "MeshBasicMaterial", "side": 2, "color": "#ffffff"},
 }
 

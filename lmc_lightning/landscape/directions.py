@@ -174,7 +174,10 @@ def hessian_directions(
     }
     values = ", ".join(f"{value:.3g}" for value in found.eigenvalues.tolist())
     return Directions(
-        (rows * signs).to(theta), _numbered("eigenvector", count), f"top Hessian eigenvectors, λ = {values}", evidence
+        (rows * signs).to(theta),
+        _numbered("eigenvector", count),
+        f"top Hessian eigenvector{'s' * (count > 1)}, λ = {values}",
+        evidence,
     )
 
 

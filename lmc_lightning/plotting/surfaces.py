@@ -14,13 +14,16 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 from numpy.typing import NDArray
 
 from lmc_lightning.landscape.slices import Mark, Surface
-from lmc_lightning.plotting.style import BLANK, FAINT, FIGURE_SIZE, INK, new_axes, set_heading, style
+from lmc_lightning.plotting.style import BLANK, FAINT, FIGURE_SIZE, new_axes, set_heading, style
 
 _CMAP = mpl.colormaps["viridis"].with_extremes(bad=BLANK)
 _MARK = "#d7263d"
 _LOG_FROM = 20
 """Ratio of largest to smallest value from which colours and heights are logarithmic."""
 _LEVELS = 22
+_SQUARE = (5.6, 4.5)
+"""Of a figure of square axes with a heading and a colour bar [inches]."""
+_LABEL_BOX = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
 _POLICIES = {"recompute": "BatchNorm recomputed on training data", "endpoint": "BatchNorm statistics of the centre"}
 
 Array = NDArray[np.float64]
@@ -37,10 +40,10 @@ def surface_caption(surface: Surface) -> str:
 
 
 def common_scale(surfaces: Sequence[Surface], metric: str = "loss") -> Normalize:
-    """One colour scale for all, logarithmic where the values are positive and span more than a factor of 20."""
+    """One colour scale for all, logarithmic for losses that are positive and span more than a factor of 20."""
     values = np.concatenate([_finite(surface.values[metric].numpy()) for surface in surfaces])
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-    if low > 0 and high > _LOG_FROM * low:
+    if metric == "loss" and low > 0 and high > _LOG_FROM * low:
         return LogNorm(low, high)
     return Normalize(low, high if high > low else low + (abs(low) or 1.0) * 1e-6)
 
@@ -54,7 +57,7 @@ def plot_contours(
     title: str = "",
     caption: str | None = None,
 ) -> Axes:
-    """A metric on a plane as filled contours, logarithmically spaced where it spans more than a factor of 20.
+    """A metric on a plane as filled contours, of a loss that spans more than a factor of 20 logarithmically spaced.
 
     Points where it is not finite stay grey.
 
@@ -72,7 +75,7 @@ def plot_contours(
     xs, ys, values = _plane(surface, metric)
     scale = scale or common_scale([surface], metric)
     with style():
-        ax = ax if ax is not None else new_axes()
+        ax = ax if ax is not None else new_axes(_SQUARE)
         ax.set_facecolor(BLANK)
         ax.grid(visible=False)
         masked, levels = np.ma.masked_invalid(values.T), _levels(scale)
@@ -83,6 +86,7 @@ def plot_contours(
         ax.set_xlim(xs[0], xs[-1])
         ax.set_ylim(ys[0], ys[-1])
         ax.set_aspect("equal")
+        ax.locator_params(nbins=5)
         ax.set_xlabel(surface.labels[0])
         ax.set_ylabel(surface.labels[1])
         _color_bar(ax, scale, f"{surface.split} {metric}".strip())
@@ -130,18 +134,20 @@ def plot_relief(
         for mark in surface.marks:
             height = float(_heights(np.array([mark.values[metric]]), scale)[0])
             ax.plot(*mark.position, height, "o", color=_MARK, markeredgecolor="white", markersize=6, zorder=20)
-            ax.text(*mark.position, height + 0.1, mark.label, color=INK, weight="bold", ha="center", zorder=21)
+            ax.text(*mark.position, height + 0.08, mark.label, weight="bold", ha="center", zorder=21, bbox=_LABEL_BOX)
         ax.set_xlim(xs[0], xs[-1])
         ax.set_ylim(ys[0], ys[-1])
         ax.set_zlim(0, 1)
-        ax.set_xlabel(surface.labels[0], labelpad=-4, fontsize=8.5)
-        ax.set_ylabel(surface.labels[1], labelpad=-4, fontsize=8.5)
-        ax.tick_params(pad=-3, labelsize=7.5)
+        ax.set_xlabel(surface.labels[0], labelpad=-3, fontsize=9)
+        ax.set_ylabel(surface.labels[1], labelpad=-3, fontsize=9)
+        ax.set_zlabel(f"{surface.split} {metric}".strip(), labelpad=-3, fontsize=9)
+        ax.tick_params(pad=-2, labelsize=8)
+        ax.locator_params(axis="x", nbins=5)
+        ax.locator_params(axis="y", nbins=5)
         ticks = _ticks(scale)
         ax.set_zticks(_heights(np.array(ticks), scale), [f"{tick:g}" for tick in ticks])
-        ax.view_init(elev=32, azim=azimuth)
-        ax.set_box_aspect((1, 1, 0.62), zoom=1.12)
-        _color_bar(ax, scale, f"{surface.split} {metric}".strip(), shrink=0.75, pad=0.02)
+        ax.view_init(elev=30, azim=azimuth)
+        ax.set_box_aspect((1, 1, 0.66), zoom=0.98)
         caption = surface_caption(surface) if caption is None else caption
         _set_figure_heading(ax.figure, title or f"{metric.capitalize()} surface", caption)
     return ax
@@ -292,14 +298,14 @@ def _draw_marks(ax: Axes, marks: Sequence[Mark]) -> None:
             textcoords="offset points",
             ha="center",
             weight="bold",
-            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
+            bbox=_LABEL_BOX,
         )
 
 
 def _axes_3d() -> Any:
     figure = Figure(figsize=FIGURE_SIZE)
     FigureCanvasAgg(figure)
-    figure.subplots_adjust(left=0.0, right=1.0, bottom=0.02, top=0.9)
+    figure.subplots_adjust(left=0.0, right=1.0, bottom=0.04, top=0.92)
     return figure.add_subplot(projection="3d")
 
 
