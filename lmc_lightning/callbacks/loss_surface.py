@@ -10,6 +10,7 @@ from lmc_lightning.callbacks.guards import check_choice
 from lmc_lightning.callbacks.interpolation_barrier import STATISTICS_EXAMPLES
 from lmc_lightning.callbacks.second_order import SecondOrder
 from lmc_lightning.callbacks.surface_figures import surface_figures, surface_mesh
+from lmc_lightning.callbacks.surface_options import check_surface
 from lmc_lightning.callbacks.visits import NO_DERIVATIVES, Visit
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.batchnorm import has_batch_norm
@@ -23,9 +24,9 @@ NUM_EXAMPLES = 512
 class LossSurface(MeasurementCallback):
     """Mean training loss, and error, on a line or a plane with the present weights θ in its centre.
 
-    Costs ``num_points²`` losses over the probe set at each visit (625; ``num_points`` on a line), hence 512 examples by
-    default and visits at ``epochs=[…]`` rather than after every one; ``directions="hessian"`` adds some 15 Hessian
-    products. Each direction starts from the same random numbers at every visit.
+    Costs ``num_points²`` losses over the probe set at each visit (625, of LeNet-5 some 20 seconds of a CPU;
+    ``num_points`` on a line), hence 512 examples by default, and better ``epochs=[…]`` than every one;
+    ``directions="hessian"`` adds some 15 Hessian products. Directions start from equal random numbers at every visit.
 
     ============================  =================================================================================
     ``landscape/mean_rise``       mean of L − L(θ) over the grid: the sharpness of the slice
@@ -154,24 +155,3 @@ class LossSurface(MeasurementCallback):
             step = max(self.surfaces)
             last = Measurement((), meshes={self.key("mesh"): surface_mesh(self.surfaces[step])})
             self._recorder.add(last, step=step, epoch=trainer.current_epoch, loggers=trainer.loggers)
-
-
-def check_surface(directions: object, dimensions: int, batch_stats: str | None) -> None:
-    """Refuse what gives no surface.
-
-    Raises:
-        ValueError: naming the argument, what is possible and the value.
-    """
-    if isinstance(directions, Tensor):
-        columns = directions.reshape(len(directions), -1).shape[1]
-        if columns != dimensions:
-            raise ValueError(
-                f"Expected a direction for each of {dimensions} dimensions, as columns (P, {dimensions}), got "
-                f"{columns}. Pass dimensions={columns}."
-            )
-    else:
-        check_choice("directions", directions, ("random", "hessian"))
-    if dimensions not in (1, 2):
-        raise ValueError(f"Expected dimensions to be 1 (a line) or 2 (a plane), got {dimensions}.")
-    if batch_stats is not None:
-        check_choice("batch_stats", batch_stats, ("endpoint", "recompute"))

@@ -1,6 +1,6 @@
 """The loss around a module, or on the plane through two or three, without a trainer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lmc_lightning.callbacks.bridge import objective_of
-from lmc_lightning.callbacks.loss_surface import NUM_EXAMPLES, LossSurface, check_surface
+from lmc_lightning.callbacks.loss_surface import NUM_EXAMPLES, LossSurface
 from lmc_lightning.callbacks.offline import check_alike, check_loss, with_checkpoint
 from lmc_lightning.callbacks.probes import draw, to_device
+from lmc_lightning.callbacks.surface_options import check_surface
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import derive_seed
 from lmc_lightning.landscape.batchnorm import has_batch_norm
@@ -22,7 +23,7 @@ from lmc_lightning.landscape.directions import (
     plane_beside,
     plane_directions,
 )
-from lmc_lightning.landscape.paths import Endpoint, endpoint_of
+from lmc_lightning.landscape.paths import endpoint_of
 from lmc_lightning.landscape.slices import NUM_POINTS, Surface, centred_grid, surface, window
 from lmc_lightning.types import BatchWeight, LossFn, Progress
 
@@ -96,20 +97,22 @@ def loss_surface(
             batches = to_device(draw(train_dataloader, num_examples, seed), module)
         statistics = objective_of(module, batches, mode="train", keep_batches=True, **common)
     generator = torch.Generator().manual_seed(derive_seed(seed, LossSurface.kind))
-    ends = {label: endpoint_of(objective, _tensors(m)) for label, m in zip("BC", others, strict=False)}
+    marks = {name: endpoint_of(objective, _tensors(m)) for name, m in zip("BC", others, strict=False)}
     if others:
-        ends = {"A": endpoint_of(objective), **ends}
-        found, grids = _through(objective, ends, dimensions, generator, num_points, span or 0.75, biases)
+        thetas = [objective.theta(), *(end.theta for end in marks.values())]
+        found, grids = _through(
+            objective, thetas, dimensions, generator, num_points, 0.75 if span is None else span, biases
+        )
     else:
         options: dict[str, Any] = {"count": dimensions, "biases": biases, "progress": progress}
         found = directions_around(directions, objective, generator, **options)
-        grids = [centred_grid(span or 1.0, num_points)] * dimensions
+        grids = [centred_grid(1.0 if span is None else span, num_points)] * dimensions
     return surface(
         objective,
         found,
         *grids,
-        centre=ends.get("A"),
-        marks=ends or None,
+        label="A" if others else "θ",
+        marks=marks,
         split=split,
         batch_stats=policy,
         stats_objective=statistics,
@@ -120,7 +123,7 @@ def loss_surface(
 
 def _through(
     objective: Objective,
-    ends: Mapping[str, Endpoint],
+    thetas: Sequence[Tensor],
     dimensions: int,
     generator: torch.Generator,
     num_points: int,
@@ -128,7 +131,7 @@ def _through(
     biases: bool,
 ) -> tuple[Directions, list[Tensor]]:
     """The line or plane through some states, and a window around them."""
-    first, second, *third = thetas = [end.theta for end in ends.values()]
+    first, second, *third = thetas
     if third:
         directions = plane_directions(first, second, third[0])
     elif dimensions == 1:

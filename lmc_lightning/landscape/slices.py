@@ -165,6 +165,7 @@ def surface(
     ys: Tensor | None = None,
     *,
     centre: Endpoint | None = None,
+    label: str = "θ",
     marks: Mapping[str, Endpoint] | None = None,
     split: str = "",
     batch_stats: Literal["endpoint", "recompute"] | None = None,
@@ -182,7 +183,8 @@ def surface(
         xs: coordinates along the first, ascending, ``(X,)``.
         ys: along the second, ``(Y,)``.
         centre: θ and its buffers; by default the objective's own.
-        marks: states by label, the centre first; by default the centre as ``"θ"``.
+        label: of the centre.
+        marks: further states to be shown, by label.
         split: name of the data.
         batch_stats: ``"endpoint"`` (default with BatchNorm) normalises with the centre's running statistics
             everywhere, ``"recompute"`` with those of the batches of ``stats_objective`` at each point.
@@ -202,7 +204,8 @@ def surface(
     states = StateEvaluator.with_default_policy(
         {split: objective}, batch_stats=batch_stats or "endpoint", stats_objective=stats_objective
     )
-    marked = tuple(_mark(label, end, states, directions, centre) for label, end in (marks or {"θ": centre}).items())
+    ends = {label: centre, **(marks or {})}
+    marked = tuple(_mark(name, end, states, directions, centre) for name, end in ends.items())
     shape = tuple(map(len, grids))
     values = {name: torch.full(shape, math.nan, dtype=torch.float64) for name in marked[0].values}
     found = Surface(
@@ -216,7 +219,8 @@ def surface(
         states.batch_stats,
         objective.num_examples,
     )
-    known = _identity(found, objective, directions, centre, stats_objective if states.batch_stats else None)
+    statistics = stats_objective if states.batch_stats == "recompute" else None
+    known = "" if path is None else _identity(found, objective, directions, centre, statistics)
     file = _File(None if path is None else Path(path), known, found)
     done = file.resume()
     due = [index for index in product(*map(range, shape)) if not done[index]]

@@ -145,11 +145,15 @@ def states_of(objective: Objective, count: int = 3) -> dict[str, Endpoint]:
     return dict(zip("ABC", ends, strict=False))
 
 
+def others(ends: dict[str, Endpoint]) -> dict[str, Endpoint]:
+    return {label: end for label, end in ends.items() if label != "A"}
+
+
 def test_states_are_marked_where_they_are_with_their_own_loss() -> None:
     objective = conv_net()
     ends = states_of(objective)
     directions = plane_directions(*(end.theta for end in ends.values()))
-    found = surface(objective, directions, XS, YS, centre=ends["A"], marks=ends)
+    found = surface(objective, directions, XS, YS, centre=ends["A"], label="A", marks=others(ends))
     assert [mark.label for mark in found.marks] == ["A", "B", "C"]
     assert [mark.position for mark in found.marks[:2]] == [(0.0, 0.0), pytest.approx((1.0, 0.0), abs=1e-14)]
     for mark, end in zip(found.marks, ends.values(), strict=True):
@@ -163,7 +167,7 @@ def test_the_statistics_are_the_centres_everywhere_or_recomputed_everywhere() ->
     ends = states_of(objective, 2)
     directions = line_direction(ends["A"].theta, ends["B"].theta)
     grid = torch.tensor([0.0, 0.4, 1.0]).double()
-    common: dict[str, Any] = {"centre": ends["A"], "marks": ends, "stats_objective": training}
+    common: dict[str, Any] = {"centre": ends["A"], "label": "A", "marks": others(ends), "stats_objective": training}
     kept, anew = (
         surface(objective, directions, grid, batch_stats=policy, **common) for policy in ("endpoint", "recompute")
     )
