@@ -98,6 +98,7 @@ def loss_surface(
         statistics = objective_of(module, batches, mode="train", keep_batches=True, **common)
     generator = torch.Generator().manual_seed(derive_seed(seed, LossSurface.kind))
     marks = {name: endpoint_of(objective, _tensors(m)) for name, m in zip("BC", others, strict=False)}
+    span = (0.75 if others else 1.0) if span is None else span
     if others:
         thetas = [objective.theta(), *(end.theta for end in marks.values())]
         found, grids = _through(
@@ -106,7 +107,7 @@ def loss_surface(
     else:
         options: dict[str, Any] = {"count": dimensions, "biases": biases, "progress": progress}
         found = directions_around(directions, objective, generator, **options)
-        grids = [centred_grid(1.0 if span is None else span, num_points)] * dimensions
+        grids = [centred_grid(span, num_points)] * dimensions
     return surface(
         objective,
         found,
