@@ -101,9 +101,7 @@ def loss_surface(
     span = (0.75 if others else 1.0) if span is None else span
     if others:
         thetas = [objective.theta(), *(end.theta for end in marks.values())]
-        found, grids = _through(
-            objective, thetas, dimensions, generator, num_points, 0.75 if span is None else span, biases
-        )
+        found, grids = _through(objective, thetas, dimensions, generator, num_points, span, biases)
     else:
         options: dict[str, Any] = {"count": dimensions, "biases": biases, "progress": progress}
         found = directions_around(directions, objective, generator, **options)
