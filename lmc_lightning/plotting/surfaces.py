@@ -142,12 +142,12 @@ def plot_relief(
         ax.set_ylabel(surface.labels[1], labelpad=-3, fontsize=9)
         ax.set_zlabel(f"{surface.split} {metric}".strip(), labelpad=-3, fontsize=9)
         ax.tick_params(pad=-2, labelsize=8)
-        ax.locator_params(axis="x", nbins=5)
-        ax.locator_params(axis="y", nbins=5)
+        ax.xaxis.set_major_locator(MaxNLocator(5, prune="upper"))  # the ends of both axes meet in one corner
+        ax.yaxis.set_major_locator(MaxNLocator(5, prune="lower"))
         ticks = _ticks(scale)
         ax.set_zticks(_heights(np.array(ticks), scale), [f"{tick:g}" for tick in ticks])
         ax.view_init(elev=30, azim=azimuth)
-        ax.set_box_aspect((1, 1, 0.66), zoom=0.98)
+        ax.set_box_aspect((1, 1, 0.66), zoom=1.1)
         caption = surface_caption(surface) if caption is None else caption
         _set_figure_heading(ax.figure, title or f"{metric.capitalize()} surface", caption)
     return ax
@@ -305,7 +305,7 @@ def _draw_marks(ax: Axes, marks: Sequence[Mark]) -> None:
 def _axes_3d() -> Any:
     figure = Figure(figsize=FIGURE_SIZE)
     FigureCanvasAgg(figure)
-    figure.subplots_adjust(left=0.0, right=1.0, bottom=0.04, top=0.92)
+    figure.subplots_adjust(left=0.0, right=1.0, bottom=0.03, top=0.93)
     return figure.add_subplot(projection="3d")
 
 
