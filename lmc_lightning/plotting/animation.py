@@ -91,7 +91,7 @@ def _write_gif(frames: Sequence[Frame], path: Path, frames_per_second: float) ->
     # One palette for all, of frames from the whole film: with one each, colours would flicker. It covers all colours
     # rather than the common ones, so that small marks keep theirs.
     chosen = np.concatenate(frames[:: max(1, len(frames) // 4)])
-    palette = Image.fromarray(chosen).quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    palette = Image.fromarray(chosen).quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     duration = round(1000 / frames_per_second)
     images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=False)
