@@ -45,8 +45,8 @@ class LossSurface(MeasurementCallback):
     ``load_surface`` reads it; ``animate(callback.surfaces, path)`` makes a film of the visits.
 
     Random directions are made as long as the weights filter by filter (Li et al., arXiv 1712.09913), and orthogonal in
-    each filter, where there they are independent. A slice shows two of P directions: compare slices along equal ones, and
-    read curvature off :class:`HessianSpectrum`.
+    each filter, where there they are independent. A slice shows two of P directions: compare slices along equal ones,
+    and read curvature off :class:`HessianSpectrum`.
 
     Args:
         directions: ``"random"``, ``"hessian"`` (top eigenvectors, of length 1), or the columns of a tensor ``(P, k)``.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.params import ParameterLayout
@@ -17,6 +17,8 @@ from lmc_lightning.types import Progress
 Kind: TypeAlias = Literal["random", "hessian"]
 """Directions that a point has of itself."""
 
+_PARALLEL = 1e-12
+"""Squared sine of an angle that is none."""
 _ROUNDING = 8
 """How many roundings of θ a difference of two states may be away from a line and still count as lying on it."""
 
@@ -82,8 +84,8 @@ def given_directions(columns: Tensor, labels: Sequence[str] = (), description: s
     rows = columns.detach().reshape(len(columns), -1).T.contiguous()
     if len(rows) not in (1, 2):
         raise ValueError(f"Expected one or two directions as columns (P, k), got a tensor of {tuple(columns.shape)}.")
-    spanned = torch.linalg.matrix_rank(rows.double() @ rows.double().T, hermitian=True)
-    if spanned < len(rows):
+    units = nn.functional.normalize(rows.double(), dim=1, eps=torch.finfo(torch.float64).tiny)
+    if torch.linalg.det(units @ units.T) < _PARALLEL:
         raise ValueError("The directions are zero or parallel, so they do not span a line or a plane.")
     return Directions(rows, tuple(labels) or _numbered("direction", len(rows)), description)
 
@@ -96,6 +98,7 @@ def random_directions(
     One unit along a direction changes each filter by its own norm, so that slices do not depend on how layers around a
     ReLU are scaled (Li et al., arXiv 1712.09913). There, directions are orthogonal on average only; here exactly, each
     filter for itself. A filter of a single entry has room for the first direction only, and one that is zero for none.
+    Memory: about eight vectors of float64.
 
     Args:
         theta: the point ``(P,)``.

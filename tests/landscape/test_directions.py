@@ -241,12 +241,18 @@ def test_columns_become_directions_as_they_are() -> None:
     assert torch.equal(given_directions(columns[:, 0]).vectors, columns[:, :1].T)
 
 
+def test_directions_may_be_of_very_different_lengths() -> None:
+    columns = normal(20, 2, seed=1) * torch.tensor([1.0, 1e-30])
+    assert torch.equal(given_directions(columns).vectors, columns.T)
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
         (normal(20, 3, seed=1), r"Expected one or two directions as columns \(P, k\), got a tensor of \(20, 3\)"),
         (torch.stack([torch.ones(5), 2 * torch.ones(5)], dim=1), "zero or parallel"),
         (torch.zeros(5), "zero or parallel"),
+        (torch.stack([normal(50, seed=1).float(), 0.3 * normal(50, seed=1).float()], dim=1), "zero or parallel"),
     ],
 )
 def test_columns_that_span_no_plane_are_refused(columns: Tensor, message: str) -> None:
