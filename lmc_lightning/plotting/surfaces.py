@@ -127,10 +127,8 @@ def plot_relief(
         ax = _axes_3d() if ax is None else ax
         grid = np.meshgrid(xs, ys, indexing="ij")
         colors = _CMAP(scale(np.where(np.isfinite(values), values, np.nan)))
-        ax.plot_surface(
-            *grid, heights, facecolors=colors, rstride=1, cstride=1, linewidth=0, shade=False, antialiased=True
-        )
-        ax.plot_wireframe(*grid, heights, rcount=13, ccount=13, color="white", linewidth=0.35, alpha=0.7)
+        edges: dict[str, Any] = {"edgecolor": (1, 1, 1, 0.4), "linewidth": 0.35}
+        ax.plot_surface(*grid, heights, facecolors=colors, rstride=1, cstride=1, shade=False, **edges)
         for mark in surface.marks:
             height = float(_heights(np.array([mark.values[metric]]), scale)[0])
             ax.plot(*mark.position, height, "o", color=_MARK, markeredgecolor="white", markersize=6, zorder=20)
