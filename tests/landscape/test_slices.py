@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.batchnorm import running_statistics
@@ -25,7 +25,7 @@ from tests import oracles
 from tests.callbacks.runs import batches
 from tests.callbacks.runs import conv_net as smooth_net
 from tests.callbacks.runs import cross_entropy as image_loss
-from tests.landscape.surfaces import Counting, along_line, conv_net
+from tests.landscape.surfaces import along_line, conv_net
 from tests.problems import (
     ConvNet,
     cross_entropy,
@@ -231,8 +231,8 @@ def stopped_after(points: int) -> Any:
     return progress
 
 
-def counting(module: nn.Module | None = None) -> Counting:
-    return Counting(module or ConvNet(), split(images(), [64, 6]), cross_entropy)
+def net() -> Objective:
+    return Objective(ConvNet(), split(images(), [64, 6]), cross_entropy)
 
 
 def taken(objective: Objective, **options: Any) -> Surface:
@@ -247,17 +247,17 @@ def assert_same(a: Surface, b: Surface) -> None:
 
 
 def test_an_interrupted_surface_goes_on_where_it_was_and_equals_one_that_was_not(tmp_path: Path) -> None:
-    path, whole = tmp_path / "surface.npz", taken(counting())
+    path, whole = tmp_path / "surface.npz", taken(net())
     with pytest.raises(Stopped):
-        taken(counting(), path=path, progress=stopped_after(5))
+        taken(net(), path=path, progress=stopped_after(5))
     with pytest.raises(ValueError, match=r"surface.npz has 5 of 12 points. Call the same function again"):
         load_surface(path)
-    rest = counting()
-    assert_same(taken(rest, path=path), whole)
-    assert rest.losses == 1 + 7  # the mark, and the points that were missing
-    done = counting()
-    assert_same(taken(done, path=path), whole)
-    assert done.losses == 1
+    told: list[int] = []
+    assert_same(taken(net(), path=path, progress=lambda done, total, text: told.append(done)), whole)
+    assert told == [6, 7, 8, 9, 10, 11, 12]  # only those that were missing
+    told.clear()
+    assert_same(taken(net(), path=path, progress=lambda done, total, text: told.append(done)), whole)
+    assert told == []
     assert_same(load_surface(path), whole)
     assert [file.name for file in tmp_path.iterdir()] == ["surface.npz"]
 
@@ -273,7 +273,7 @@ def test_points_are_on_disk_before_the_computation_ends(tmp_path: Path, monkeypa
             with np.load(path) as arrays:
                 seen.append(int(arrays["done"].sum()))
 
-    taken(counting(), path=path, progress=progress)
+    taken(net(), path=path, progress=progress)
     assert sorted(set(seen)) == [4, 8, 12]
 
 
@@ -288,7 +288,7 @@ def test_an_interruption_that_found_nan_is_not_mistaken_for_missing_points(tmp_p
 @pytest.mark.parametrize("change", ["weights", "buffers", "data", "directions", "grid", "policy", "loss", "file"])
 def test_a_file_of_another_surface_is_refused(change: str, tmp_path: Path) -> None:
     path = tmp_path / "surface.npz"
-    taken(counting(), path=path)
+    taken(net(), path=path)
     module, data, loss_fn = ConvNet(), split(images(), [64, 6]), cross_entropy
     options: dict[str, Any] = {"seed": 0, "xs": XS, "batch_stats": None}
     if change == "weights":
