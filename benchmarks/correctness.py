@@ -24,10 +24,12 @@ from torch.nn import functional as F
 from benchmarks import peers
 from benchmarks.works import Batch
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.core.random_vectors import gaussian, rademacher
+from lmc_lightning.core.random_vectors import rademacher
 from lmc_lightning.landscape.curvature import spectrum
+from lmc_lightning.landscape.directions import given_directions, random_directions
 from lmc_lightning.landscape.paths import endpoint_of, linear_path
 from lmc_lightning.landscape.profiles import loss_profile
+from lmc_lightning.landscape.slices import centred_grid, surface
 from lmc_lightning.linalg.trace import trace_to_precision
 
 Answer = float | str
@@ -264,10 +266,9 @@ def _landscaper() -> Iterator[Case]:
         return float(F.cosine_similarity(first, second, dim=0).abs())
 
     def our_cosine() -> Answer:
-        generator = torch.Generator().manual_seed(0)
-        first, second = gaussian(610, generator), gaussian(610, generator)
-        second = second - first * (first @ second) / (first @ first)
-        return float(F.cosine_similarity(first, second, dim=0).abs().round(decimals=5))
+        objective = _mean_loss(network())
+        found = random_directions(objective.theta(), objective.layout, torch.Generator().manual_seed(0))
+        return float(F.cosine_similarity(*found.vectors, dim=0).abs().round(decimals=5))
 
     def landscape(seed: int = 0) -> tuple[Any, Any]:
         from landscaper.compute import compute_loss_landscape
@@ -282,11 +283,10 @@ def _landscaper() -> Iterator[Case]:
         return float(landscape()[0][0])
 
     def our_left_end() -> Answer:
-        module = network()
-        objective = Objective(module, [data()], lambda m, b: F.cross_entropy(m(b[0]), b[1]))
-        theta = objective.theta()
-        direction = torch.cat([torch.ones_like(p).flatten() for p in module.parameters()])
-        return float(objective.loss(theta - 0.5 * theta.norm() * direction / direction.norm()))
+        objective = _mean_loss(network())
+        ones = torch.ones_like(objective.theta())
+        direction = given_directions(objective.theta().norm() * ones / ones.norm())
+        return float(surface(objective, direction, centred_grid(0.5, 5)).losses[0])
 
     def repeated() -> Answer:
         return "same" if np.array_equal(landscape(0)[0], landscape(1)[0]) else "different"
@@ -309,6 +309,10 @@ def _loss_at(theta: Tensor) -> float:
     return float(F.cross_entropy(module(data()[0]), data()[1]).detach())
 
 
+def _mean_loss(module: nn.Module) -> Objective:
+    return Objective(module, [data()], lambda m, b: F.cross_entropy(m(b[0]), b[1]))
+
+
 def _other() -> nn.Module:
     module = network()
     with torch.no_grad():
@@ -318,9 +322,17 @@ def _other() -> nn.Module:
 
 
 def _our_path(module: nn.Module) -> Any:
-    objective = Objective(module, [data()], lambda m, b: F.cross_entropy(m(b[0]), b[1]))
+    objective = _mean_loss(module)
     end = endpoint_of(objective, dict(_other().named_parameters()))
     return loss_profile(objective, linear_path(endpoint_of(objective), end), [0, 0.5, 1])
+
+
+def _third() -> nn.Module:
+    module = network()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(0.5).add_(0.1)
+    return module
 
 
 def _loss_landscapes() -> Iterator[Case]:
@@ -332,6 +344,20 @@ def _loss_landscapes() -> Iterator[Case]:
 
     def first() -> Answer:
         return float(line(network())[0])
+
+    def on_plane() -> Answer:
+        from loss_landscapes import planar_interpolation
+        from loss_landscapes.metrics import Loss
+
+        loss = Loss(F.cross_entropy, *data())
+        return float(planar_interpolation(network(), _other(), _third(), loss, steps=4)[2, 1])
+
+    def our_plane() -> Answer:
+        objective = _mean_loss(network())
+        ends = [peers.as_vector(list(module.parameters())) for module in (_other(), _third())]
+        directions = given_directions(torch.stack([end - objective.theta() for end in ends], dim=1))
+        quarters = torch.arange(4, dtype=torch.float64) / 4
+        return float(surface(objective, directions, quarters, quarters).losses[2, 1])
 
     def start(path: Callable[[nn.Module], Any]) -> Answer:
         module = network()
@@ -347,6 +373,9 @@ def _loss_landscapes() -> Iterator[Case]:
     own = float(F.cross_entropy(network()(data()[0]), data()[1]).detach())
     peer = "loss-landscapes"
     yield Case(peer, "loss at the start of the path", own, first, lambda: float(_our_path(network()).losses[0]))
+    corner, one, two = (peers.as_vector(list(m.parameters())) for m in (network(), _other(), _third()))
+    at_label = _loss_at(corner + (one - corner) * 2 / 4 + (two - corner) * 1 / 4)
+    yield Case(peer, "plane: loss at [2, 1] of 4 × 4 points from one corner", at_label, on_plane, our_plane)
     yield Case(peer, "start network afterwards", "as before", lambda: start(line), lambda: start(_our_path))
     yield Case(
         peer, "are its parameters trainable afterwards?", "yes", lambda: trainable(line), lambda: trainable(_our_path)

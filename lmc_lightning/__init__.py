@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from lmc_lightning.callbacks.family_table import family_table, onset_of, seed_means
     from lmc_lightning.callbacks.hessian_spectrum import HessianSpectrum
     from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
+    from lmc_lightning.callbacks.loss_surface import LossSurface
     from lmc_lightning.callbacks.offline import interpolation_barrier, measure
     from lmc_lightning.callbacks.offline_similarity import representation_similarity
+    from lmc_lightning.callbacks.offline_surface import loss_surface
     from lmc_lightning.callbacks.representation_similarity import RepresentationSimilarity
     from lmc_lightning.callbacks.sharpness import Sharpness
     from lmc_lightning.callbacks.snapshots import read_trajectory
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from lmc_lightning.callbacks.zoom import replay
     from lmc_lightning.landscape.barrier import Barrier
     from lmc_lightning.landscape.onset import bisect_onset
+    from lmc_lightning.landscape.slices import Surface, load_surface
     from lmc_lightning.landscape.trajectory import Trajectory, pca_plane
+    from lmc_lightning.plotting.animation import animate
     from lmc_lightning.recording import Record
     from lmc_lightning.summary import summarize
 
@@ -35,18 +39,23 @@ _HOMES = {
     "Family": "branching.lineage",
     "HessianSpectrum": "callbacks.hessian_spectrum",
     "InterpolationBarrier": "callbacks.interpolation_barrier",
+    "LossSurface": "callbacks.loss_surface",
     "MeasurementCallback": "callbacks.base",
     "Record": "recording",
     "RepresentationSimilarity": "callbacks.representation_similarity",
     "Sharpness": "callbacks.sharpness",
     "Trajectory": "landscape.trajectory",
     "WeightTrajectory": "callbacks.weight_trajectory",
+    "Surface": "landscape.slices",
+    "animate": "plotting.animation",
     "bisect_onset": "landscape.onset",
     "convergence_statistics": "callbacks.trajectories",
     "default_callbacks": "callbacks.defaults",
     "family_table": "callbacks.family_table",
     "family_trajectories": "callbacks.trajectories",
     "interpolation_barrier": "callbacks.offline",
+    "load_surface": "landscape.slices",
+    "loss_surface": "callbacks.offline_surface",
     "measure": "callbacks.offline",
     "onset_of": "callbacks.family_table",
     "paired_differences": "callbacks.differences",
@@ -65,18 +74,23 @@ __all__ = [
     "Family",
     "HessianSpectrum",
     "InterpolationBarrier",
+    "LossSurface",
     "MeasurementCallback",
     "Record",
     "RepresentationSimilarity",
     "Sharpness",
+    "Surface",
     "Trajectory",
     "WeightTrajectory",
+    "animate",
     "bisect_onset",
     "convergence_statistics",
     "default_callbacks",
     "family_table",
     "family_trajectories",
     "interpolation_barrier",
+    "load_surface",
+    "loss_surface",
     "measure",
     "onset_of",
     "paired_differences",

@@ -28,7 +28,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 
 
 def test_every_task_finds_the_truth(tiny: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = ["hvp", "lambda_max", "top5", "trace", "together", "barrier"]
+    tasks = ["hvp", "lambda_max", "top5", "trace", "together", "barrier", "surface"]
     common = ["--only", "lmc_lightning", "--cache", str(tmp_path), "--no-warm-up", "--pairs", "1"]
     threads = torch.get_num_threads()
     try:

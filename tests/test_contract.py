@@ -48,6 +48,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "HessianSpectrum": {"num_eigenvalues": 1, "num_probes": 2, "num_steps": 2, "max_products": 4, "density": False},
     "EdgeOfStability": {"max_products": 4},
     "Sharpness": {"num_samples": 2},
+    "LossSurface": {"num_points": 3},
     "InterpolationBarrier": {"num_points": 3, "reference": "initial"},
     "CheckpointBranching": {"epochs": (1,)},
     "RepresentationSimilarity": {"reference": "initial"},

@@ -110,7 +110,7 @@ def interpolation_barrier(
             without ``loss_fn``.
     """
     check_loss(module_a, loss_fn)
-    _check_alike(module_a, module_b, parameters)
+    check_alike(module_a, module_b, parameters)
     common: dict[str, Any] = {
         "loss_fn": loss_fn,
         "parameters": parameters,
@@ -163,7 +163,12 @@ def _check_single(callback: MeasurementCallback) -> None:
             )
 
 
-def _check_alike(module_a: nn.Module, module_b: nn.Module, parameters: list[str] | None) -> None:
+def check_alike(module_a: nn.Module, module_b: nn.Module, parameters: list[str] | None) -> None:
+    """Refuse modules between which there is no line.
+
+    Raises:
+        ValueError: they differ in names or shapes of parameters, or in frozen ones.
+    """
     of_a, of_b = dict(module_a.named_parameters()), dict(module_b.named_parameters())
     shapes_a, shapes_b = ({name: list(p.shape) for name, p in of.items()} for of in (of_a, of_b))
     differing = sorted(n for n in of_a.keys() | of_b.keys() if shapes_a.get(n) != shapes_b.get(n))

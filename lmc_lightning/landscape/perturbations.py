@@ -17,6 +17,11 @@ def norm(vector: Tensor) -> float:
     return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
 
+def filters_of(part: Tensor, shape: torch.Size) -> Tensor:
+    """A tensor's part of a vector with a row for each of its filters, ``(F, n)``; see :func:`filter_norms`."""
+    return part.reshape(shape[0] if len(shape) > 1 else shape.numel(), -1) if part.numel() else part.reshape(0, 1)
+
+
 def filter_norms(vector: Tensor, layout: ParameterLayout) -> Tensor:
     """The norm of the filter that each entry of a vector belongs to, ``(P,)``.
 
@@ -25,7 +30,7 @@ def filter_norms(vector: Tensor, layout: ParameterLayout) -> Tensor:
     """
     parts = []
     for shape, part in zip(layout.shapes, vector.split(layout.sizes), strict=True):
-        rows = part.reshape(shape[0] if len(shape) > 1 else shape.numel(), -1) if part.numel() else part.reshape(0, 1)
+        rows = filters_of(part, shape)
         parts.append(torch.linalg.vector_norm(rows, dim=1, keepdim=True).expand_as(rows).reshape(-1))
     return torch.cat(parts)
 

@@ -1,0 +1,35 @@
+"""What a run shows of a loss surface: figures, and a mesh that TensorBoard's viewer shows in its own colours."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lmc_lightning.landscape.slices import Surface
+from lmc_lightning.loggers import Mesh
+from lmc_lightning.plotting.style import figure_of
+from lmc_lightning.plotting.surfaces import mesh_arrays, plot_contours, plot_profile, plot_relief
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MESH_CONFIG = {
+    # The viewer's own material is grey and lit, which turns viridis to mud, and its camera looks at the edge.
+    "camera": {"cls": "PerspectiveCamera", "fov": 45, "position": [2.0, 2.2, 2.0], "lookAt": [0, -0.1, 0]},
+    "material": {"cls": "MeshBasicMaterial", "side": 2, "color": "#ffffff"},
+}
+
+
+def surface_figures(surface: Surface, epoch: int, key: Callable[[str], str]) -> dict[str, Callable[[], "Figure"]]:
+    """The figures of one visit by key: contours and relief of a plane, the profile of a line."""
+    drawn = {"profile": plot_profile} if surface.ys is None else {"contours": plot_contours, "relief": plot_relief}
+    return {key(name): partial(_draw, plot, surface, epoch) for name, plot in drawn.items()}
+
+
+def _draw(plot: Callable[..., Any], surface: Surface, epoch: int) -> "Figure":
+    place = "a line" if surface.ys is None else "a plane"
+    return figure_of(plot(surface, title=f"Loss on {place}, epoch {epoch}"))
+
+
+def surface_mesh(surface: Surface) -> Mesh:
+    """The loss on a plane as a coloured mesh."""
+    return Mesh(*mesh_arrays(surface), config=MESH_CONFIG)
