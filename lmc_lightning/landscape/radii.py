@@ -17,6 +17,7 @@ _UNBRACKETED_WIDTH = 0.05
 _SLOPE, _BEND = 2.0, 0.5  # of a minimum, and a guess, until the first rays are known
 _MIN_SLOPE, _MAX_SLOPE = 0.25, 16.0
 _SAFETY = 4.0
+_APART = 0.01
 _NEAR = 0.1  # farther away a second difference says nothing
 
 
@@ -144,23 +145,23 @@ class RadiusSearch:
         if not heights:
             return self._without_slope(guess, lower, upper), inf
         x, error = self._secant(heights)
-        if lower is not None and upper is not None and not lower < x < upper:
-            return _middle(lower, upper), inf
+        advances = (lower is None or x > lower) and (upper is None or x < upper)
+        if error > self.rtol and not advances:
+            return self._without_slope(guess, lower, upper), inf
         nearest = heights[0][0]
         return min(max(x, nearest - _FARTHEST_STEP), nearest + _FARTHEST_STEP), error
 
     def _secant(self, heights: list[tuple[float, float]]) -> tuple[float, float]:
         """Where the line through the two nearest points meets the limit, and how far that may be off."""
         (x, height), *others = heights
+        others = [point for point in others if abs(point[0] - x) > _APART * self.rtol]  # closer ones show rounding
         slope = _slope_between(heights[0], others[0]) if others else None
-        if slope is None:
-            return x - height / self._slope, inf
-        following = x - height / slope
-        if abs(following - x) > _NEAR:
-            return following, inf
-        bend = abs(_bend_of(heights[:3]) or 0.0) if len(heights) > 2 else 0.0
+        following, certain = x - height / (slope or self._slope), abs(height) / _MIN_SLOPE
+        if slope is None or abs(following - x) > _NEAR:
+            return following, certain
+        bend = abs(_bend_of([heights[0], *others[:2]]) or 0.0) if len(others) > 1 else 0.0
         away = abs(following - x) * abs(following - others[0][0])
-        return following, _SAFETY * max(bend, self._bend) * away
+        return following, min(certain, _SAFETY * max(bend, self._bend) * away)
 
     def _without_slope(self, guess: float, lower: float | None, upper: float | None) -> float:
         """The middle of the bracket, or an ever longer step towards the end that is missing."""

@@ -49,6 +49,12 @@ def test_a_wall_is_found_by_its_bracket() -> None:
         assert found.radius == pytest.approx(wall, rel=1e-3)
 
 
+def test_a_plateau_on_the_way_is_crossed() -> None:
+    found = exit_of(lambda r: min(r, 0.4) - 0.01 * min(r, 5.0) if r < 20 else r - 19.0, 0.5, start=0.3)
+    assert 19 < found.radius < 20.0 * 1.001
+    assert found.converged
+
+
 def test_the_first_of_two_exits_is_kept_once_it_has_been_seen() -> None:
     found = exit_of(lambda r: r if r < 1 or r > 3 else 0.1, 0.9, start=0.5)
     assert found.radius == pytest.approx(0.9, rel=1e-3)
