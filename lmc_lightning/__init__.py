@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lmc_lightning.callbacks.family_table import family_table, onset_of, seed_means
     from lmc_lightning.callbacks.hessian_spectrum import HessianSpectrum
     from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
+    from lmc_lightning.callbacks.mode_connectivity import ModeConnectivity
     from lmc_lightning.callbacks.offline import interpolation_barrier, measure
     from lmc_lightning.callbacks.sharpness import Sharpness
     from lmc_lightning.landscape.barrier import Barrier
@@ -28,6 +29,7 @@ _HOMES = {
     "HessianSpectrum": "callbacks.hessian_spectrum",
     "InterpolationBarrier": "callbacks.interpolation_barrier",
     "MeasurementCallback": "callbacks.base",
+    "ModeConnectivity": "callbacks.mode_connectivity",
     "Record": "recording",
     "Sharpness": "callbacks.sharpness",
     "bisect_onset": "landscape.onset",
@@ -48,6 +50,7 @@ __all__ = [
     "HessianSpectrum",
     "InterpolationBarrier",
     "MeasurementCallback",
+    "ModeConnectivity",
     "Record",
     "Sharpness",
     "bisect_onset",

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import lmc_lightning
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.landscape.curves import CurveTraining
 from lmc_lightning.recording import Measurement
 from tests.zoo import ZOO
 from tests.zoo.batches import GraphNetwork
@@ -49,6 +50,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "EdgeOfStability": {"max_products": 4},
     "Sharpness": {"num_samples": 2},
     "InterpolationBarrier": {"num_points": 3, "reference": "initial"},
+    "ModeConnectivity": {"num_points": 3, "reference": "initial", "training": CurveTraining(num_epochs=1)},
     "CheckpointBranching": {"epochs": (1,)},
 }
 """Arguments that make a callback cheap, or that it cannot do without; others are taken as they are."""

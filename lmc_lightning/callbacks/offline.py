@@ -10,7 +10,7 @@ from torch import nn
 
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge import StepBatch, objective_of
-from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
+from lmc_lightning.callbacks.pairwise import PairMeasurement
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split, between
 from lmc_lightning.callbacks.probes import draw, to_device
 from lmc_lightning.landscape.barrier import Barrier, NumPoints, barrier_between
@@ -153,10 +153,10 @@ def with_checkpoint(module: nn.Module, path: str | Path) -> nn.Module:
 
 
 def _check_single(callback: MeasurementCallback) -> None:
-    if isinstance(callback, InterpolationBarrier):
+    if isinstance(callback, PairMeasurement):
         raise ValueError(
-            "InterpolationBarrier compares two states and cannot measure a single module. "
-            "Call interpolation_barrier(module_a, module_b, dataloader)."
+            f"{type(callback).__name__} compares two states and cannot measure a single module. "
+            f"Call {callback.offline}(module_a, module_b, dataloader)."
         )
 
 

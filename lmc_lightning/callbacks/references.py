@@ -13,7 +13,7 @@ from lmc_lightning.recording import slug
 from lmc_lightning.schedule import Schedule
 
 
-def check_reference(reference: str | None, schedule: Schedule, branching: bool) -> None:
+def check_reference(who: str, reference: str | None, schedule: Schedule, branching: bool) -> None:
     """Refuse what gives nothing to compare with, or two things.
 
     Raises:
@@ -26,12 +26,12 @@ def check_reference(reference: str | None, schedule: Schedule, branching: bool) 
         )
     if reference is None and not branching:
         raise ValueError(
-            "InterpolationBarrier has nothing to compare with. Add CheckpointBranching to the callbacks, or pass "
+            f"{who} has nothing to compare with. Add CheckpointBranching to the callbacks, or pass "
             "reference='initial', 'previous' or the path of a checkpoint."
         )
     if reference is not None and branching:
         raise ValueError(
-            f"Beside CheckpointBranching, InterpolationBarrier compares children with the trunk; got reference="
+            f"Beside CheckpointBranching, {who} compares children with the trunk; got reference="
             f"{reference!r} too. Leave it out, and compare with it in another run."
         )
     if reference not in (None, "initial", "previous") and not Path(str(reference)).is_file():

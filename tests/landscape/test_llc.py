@@ -108,7 +108,7 @@ def test_a_linear_net_of_reduced_rank_has_its_known_coefficient() -> None:
     assert exact == pytest.approx(1.5, rel=0.03)
     options = {"gamma": 5.0, "step_size": 4e-5, "num_burn_in": 300, "num_draws": 1000}
     found = sampled(lambda w: (products(w) - target).square().sum(), start, 500.0, **options)
-    agrees(found, exact * pairs, precision=0.02)
+    agrees(found, exact * pairs, precision=0.03)
 
 
 # -- on objectives -----------------------------------------------------------------------------------------------------
