@@ -12,11 +12,18 @@ if TYPE_CHECKING:
     from lmc_lightning.callbacks.family_table import family_table, onset_of, seed_means
     from lmc_lightning.callbacks.hessian_spectrum import HessianSpectrum
     from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
+    from lmc_lightning.callbacks.local_learning_coefficient import LocalLearningCoefficient
+    from lmc_lightning.callbacks.minima_volume import MinimaVolume
     from lmc_lightning.callbacks.mode_connectivity import ModeConnectivity
     from lmc_lightning.callbacks.offline import interpolation_barrier, measure
+    from lmc_lightning.callbacks.offline_landscape import connect, local_learning_coefficient, minima_volumes
     from lmc_lightning.callbacks.sharpness import Sharpness
     from lmc_lightning.landscape.barrier import Barrier
+    from lmc_lightning.landscape.curves import CurveTraining
+    from lmc_lightning.landscape.llc import Langevin
     from lmc_lightning.landscape.onset import bisect_onset
+    from lmc_lightning.landscape.volume_result import VolumeSettings
+    from lmc_lightning.landscape.volume_tables import order_violations, rank_table, ranking_stability, volume_table
     from lmc_lightning.recording import Record
     from lmc_lightning.summary import summarize
 
@@ -24,43 +31,67 @@ if TYPE_CHECKING:
 _HOMES = {
     "Barrier": "landscape.barrier",
     "CheckpointBranching": "callbacks.checkpoint_branching",
+    "CurveTraining": "landscape.curves",
     "EdgeOfStability": "callbacks.edge_of_stability",
     "Family": "branching.lineage",
     "HessianSpectrum": "callbacks.hessian_spectrum",
     "InterpolationBarrier": "callbacks.interpolation_barrier",
+    "Langevin": "landscape.llc",
+    "LocalLearningCoefficient": "callbacks.local_learning_coefficient",
     "MeasurementCallback": "callbacks.base",
+    "MinimaVolume": "callbacks.minima_volume",
     "ModeConnectivity": "callbacks.mode_connectivity",
     "Record": "recording",
     "Sharpness": "callbacks.sharpness",
+    "VolumeSettings": "landscape.volume_result",
     "bisect_onset": "landscape.onset",
+    "connect": "callbacks.offline_landscape",
     "default_callbacks": "callbacks.defaults",
     "family_table": "callbacks.family_table",
     "interpolation_barrier": "callbacks.offline",
+    "local_learning_coefficient": "callbacks.offline_landscape",
     "measure": "callbacks.offline",
+    "minima_volumes": "callbacks.offline_landscape",
     "onset_of": "callbacks.family_table",
+    "order_violations": "landscape.volume_tables",
+    "rank_table": "landscape.volume_tables",
+    "ranking_stability": "landscape.volume_tables",
     "seed_means": "callbacks.family_table",
     "summarize": "summary",
+    "volume_table": "landscape.volume_tables",
 }
 
 __all__ = [
     "Barrier",
     "CheckpointBranching",
+    "CurveTraining",
     "EdgeOfStability",
     "Family",
     "HessianSpectrum",
     "InterpolationBarrier",
+    "Langevin",
+    "LocalLearningCoefficient",
     "MeasurementCallback",
+    "MinimaVolume",
     "ModeConnectivity",
     "Record",
     "Sharpness",
+    "VolumeSettings",
     "bisect_onset",
+    "connect",
     "default_callbacks",
     "family_table",
     "interpolation_barrier",
+    "local_learning_coefficient",
     "measure",
+    "minima_volumes",
     "onset_of",
+    "order_violations",
+    "rank_table",
+    "ranking_stability",
     "seed_means",
     "summarize",
+    "volume_table",
 ]
 
 

@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import lmc_lightning
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.landscape.curves import CurveTraining
+from lmc_lightning.landscape.llc import Langevin
 from lmc_lightning.recording import Measurement
 from tests.zoo import ZOO
 from tests.zoo.batches import GraphNetwork
@@ -51,6 +52,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "Sharpness": {"num_samples": 2},
     "InterpolationBarrier": {"num_points": 3, "reference": "initial"},
     "ModeConnectivity": {"num_points": 3, "reference": "initial", "training": CurveTraining(num_epochs=1)},
+    "MinimaVolume": {"num_directions": 4, "threshold": "rise", "rtol": 0.1},
+    "LocalLearningCoefficient": {"sampling": Langevin(num_chains=2, num_burn_in=1, num_draws=4)},
     "CheckpointBranching": {"epochs": (1,)},
 }
 """Arguments that make a callback cheap, or that it cannot do without; others are taken as they are."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge import StepBatch, objective_of
+from lmc_lightning.callbacks.guards import check_alike, check_loss
 from lmc_lightning.callbacks.pairwise import PairMeasurement
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split, between
 from lmc_lightning.callbacks.probes import draw, to_device
@@ -44,7 +45,7 @@ def measure(
             two states, or two that log under one name.
     """
     for callback in callbacks:
-        _check_loss(module, loss_fn or callback.loss_fn)
+        check_loss(module, loss_fn or callback.loss_fn)
         _check_single(callback)
     if checkpoint is not None:
         module = with_checkpoint(module, checkpoint)
@@ -108,8 +109,8 @@ def interpolation_barrier(
         ValueError: the modules differ in names or shapes of their parameters or in frozen ones, or a plain module comes
             without ``loss_fn``.
     """
-    _check_loss(module_a, loss_fn)
-    _check_alike(module_a, module_b, parameters)
+    check_loss(module_a, loss_fn)
+    check_alike(module_a, module_b, parameters)
     common: dict[str, Any] = {
         "loss_fn": loss_fn,
         "parameters": parameters,
@@ -157,30 +158,4 @@ def _check_single(callback: MeasurementCallback) -> None:
         raise ValueError(
             f"{type(callback).__name__} compares two states and cannot measure a single module. "
             f"Call {callback.offline}(module_a, module_b, dataloader)."
-        )
-
-
-def _check_alike(module_a: nn.Module, module_b: nn.Module, parameters: list[str] | None) -> None:
-    of_a, of_b = dict(module_a.named_parameters()), dict(module_b.named_parameters())
-    shapes_a, shapes_b = ({name: list(p.shape) for name, p in of.items()} for of in (of_a, of_b))
-    differing = sorted(n for n in of_a.keys() | of_b.keys() if shapes_a.get(n) != shapes_b.get(n))
-    if differing:
-        shapes = f"{shapes_a.get(differing[0])} and {shapes_b.get(differing[0])}"
-        raise ValueError(
-            f"module_a and module_b differ in {', '.join(map(repr, differing[:4]))} ({shapes}). "
-            "Only networks of one architecture can be interpolated."
-        )
-    for name, parameter in of_a.items():
-        if parameters is None and not parameter.requires_grad and not torch.equal(parameter, of_b[name].to(parameter)):
-            raise ValueError(
-                f"{name!r} is frozen and differs between module_a and module_b, so the line would not end at module_b. "
-                "Call module_a.requires_grad_(), or name the parameters that shall move, parameters=[…]."
-            )
-
-
-def _check_loss(module: nn.Module, loss_fn: LossFn | None) -> None:
-    if loss_fn is None and not hasattr(module, "training_step"):
-        raise ValueError(
-            f"{type(module).__name__} has no training_step, so its loss is unknown. "
-            f"Pass loss_fn, e.g. loss_fn=lambda module, batch: F.cross_entropy(module(batch[0]), batch[1])."
         )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import lgamma, log, nan, pi, sqrt
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -71,6 +71,10 @@ class VolumeSettings:
             raise ValueError("Expected at least one threshold, e.g. thresholds=(0.1,).")
         positive = {f"thresholds[{i}]": tau for i, tau in enumerate(self.thresholds)}
         require_positive(num_directions=self.num_directions, r_max=self.r_max, rtol=self.rtol, **positive)
+
+    def with_directions(self, number: int) -> "VolumeSettings":
+        """The same set along so many of the directions."""
+        return replace(self, num_directions=number)
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,21 @@ class Volume:
     def quantiles(self, shares: Sequence[float] = QUANTILES) -> Tensor:
         """Of the radii."""
         return self.radii.quantile(torch.tensor(shares, dtype=torch.float64))
+
+    def evidence(self) -> dict[str, Any]:
+        """What a record says of the numbers beside their values and errors."""
+        return {
+            "tau": self.tau,
+            "level": self.level,
+            "threshold": self.settings.threshold,
+            "metric": self.settings.metric,
+            "coordinates": self.settings.coordinates,
+            "num_directions": len(self.radii),
+            "quantiles": dict(zip(map(str, QUANTILES), self.quantiles().tolist(), strict=True)),
+            "log_jacobian": self.log_jacobian,
+            "num_reentrant": self.num_reentrant,
+            "num_checked": self.num_checked,
+        }
 
     def of(self, directions: Tensor) -> "Volume":
         """The volume from some of the directions only, by index ``(m,)``."""
