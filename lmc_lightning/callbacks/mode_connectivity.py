@@ -44,8 +44,9 @@ class ModeConnectivity(PairMeasurement):
     ``path/{split}_loss/k1_{005}``              loss barrier along the curve: largest height above the chord
     ``path/{split}_error/k1_{005}``             error (1 − accuracy) barrier along it, for classification losses
     ``path/{metric}/k1_{005}``                  a named metric that ``validation_step`` logs
-    ``…/max``, ``…/mean``, ``…/arc_mean``       appended: the metric itself on the curve, its largest value, its mean
-                                                over t and its mean over arc length
+    ``…/max``                                   appended: the largest value of the metric itself on the curve
+    ``…/mean``                                  appended: its mean over t
+    ``…/arc_mean``                              appended: its mean over arc length
     ``…/line``                                  appended: the barrier of the straight line, for comparison
     ``…/{definition}``                          appended for further ``definitions``, e.g. ``signed_deviation``, the
                                                 mode connectivity mc of arXiv 2107.11228
