@@ -5,16 +5,16 @@ from collections.abc import Mapping
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lmc_lightning.landscape.volume_result import QUANTILES, Volume
 from lmc_lightning.plotting.style import new_axes, set_heading, style
 
-_BINS = 30
+_BINS = 24
 
 
 def plot_radii(volumes: Mapping[float, Volume], ax: Axes | None = None, *, title: str = "") -> Axes:
-    """The distribution of the radius over directions for each threshold, with its median.
+    """The distribution of the radius over directions for each threshold, with its median as an upright line.
 
     Args:
         volumes: around one network, by threshold; none of them cut off.
@@ -36,21 +36,22 @@ def plot_radii(volumes: Mapping[float, Volume], ax: Axes | None = None, *, title
         for (tau, values), color in zip(radii.items(), colors, strict=True):
             effective = volumes[tau].effective_sample_size
             label = f"τ = {tau:g}: median {np.median(values):.3g}, carried by {effective:.3g}"
-            ax.hist(values, edges.tolist(), color=color, alpha=0.55, label=label)
-            ax.axvline(float(np.median(values)), color=color, linewidth=1.4)
+            counts, _, _ = ax.hist(values, edges.tolist(), color=color, alpha=0.3, histtype="stepfilled", label=label)
+            ax.hist(values, edges.tolist(), color=color, histtype="step", linewidth=1.3, label="_outline")
+            ax.vlines(float(np.median(values)), 0, float(np.max(counts)), color=color, linewidth=2.0, label="_median")
         _log_axis(ax)
         ax.set_xlabel("radius r of the first exit" + (" [filter norms]" if _in_filters(first) else ""))
         ax.set_ylabel("directions")
         ax.legend(loc="upper left")
-        ax.set_ylim(top=ax.get_ylim()[1] * (1.15 + 0.09 * len(radii)))
+        ax.set_ylim(top=ax.get_ylim()[1] * (1.1 + 0.1 * len(radii)))
         set_heading(ax, title or "Radii of low loss", volume_caption(first))
     return ax
 
 
 def _log_axis(ax: Axes) -> None:
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 

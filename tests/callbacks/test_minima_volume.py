@@ -19,7 +19,7 @@ from lmc_lightning import (
 )
 from tests.callbacks.runs import Classifier, TensorBoardLogger, batches, cross_entropy, documented, fit, is_picture
 
-CHEAP: dict[str, Any] = {"num_directions": 12, "threshold": "rise", "on_error": "raise"}
+CHEAP: dict[str, Any] = {"num_directions": 6, "threshold": "rise", "on_error": "raise"}
 SCALARS = {key for key, text in documented(MinimaVolume).items() if not is_picture(text)}
 
 
@@ -39,9 +39,9 @@ def test_volumes_are_logged_under_the_keys_of_the_table(logged: Any) -> None:
     assert names == {f"{key}/tau_{tau}" for key in SCALARS for tau in ("0.2", "0.05")}
     assert {key for _, key in logger.figures} == {"volume/radii"}
     evidence = ours.results[-1].evidence
-    assert evidence["num_losses"] <= 1 + 8 * 12 + 2 * 8 * 8
+    assert evidence["num_losses"] <= 1 + 8 * 6 + 6 * 8 * 2
     assert {"quantiles", "level", "num_reentrant", "threshold", "coordinates"} <= set(evidence)
-    assert (evidence["coordinates"], evidence["num_directions"]) == ("filter", 12)
+    assert (evidence["coordinates"], evidence["num_directions"]) == ("filter", 6)
 
 
 def test_offline_finds_the_same_volumes(logged: Any) -> None:

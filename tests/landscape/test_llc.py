@@ -117,11 +117,11 @@ def test_a_linear_net_of_reduced_rank_has_its_known_coefficient() -> None:
 def test_an_objective_of_one_chunk_has_the_gaussian_answer() -> None:
     hessian = torch.diag(torch.tensor([3.0, 1.0, 0.5, 2.0], dtype=torch.float64))
     objective = quadratic(hessian).objective()
-    settings = Langevin(gamma=5.0, n_beta=80.0, step_size=5e-3, num_burn_in=50, num_draws=300, num_chains=3)
+    settings = Langevin(gamma=5.0, n_beta=80.0, step_size=5e-3, num_burn_in=30, num_draws=150, num_chains=3)
     found = local_learning_coefficient(objective, objective.theta(), settings)
-    assert abs(found.value - gaussian_answer(hessian.diagonal(), 80.0, 5.0, 5e-3)) < 0.3
-    assert found.num_gradients == 3 * 350
-    assert found.traces.shape == (3, 350)
+    assert abs(found.value - gaussian_answer(hessian.diagonal(), 80.0, 5.0, 5e-3)) < 4 * found.stderr < 1.0
+    assert found.num_gradients == 3 * 180
+    assert found.traces.shape == (3, 180)
     assert found.traces[:, 0].tolist() == [0, 0, 0]
 
 
@@ -138,7 +138,7 @@ def test_chunks_are_drawn_by_weight_and_estimates_are_of_the_whole() -> None:
 def test_chains_depend_on_the_seed_alone_and_tell_their_progress() -> None:
     problem = linear_regression()
     told: list[tuple[int, int, str]] = []
-    settings = Langevin(num_chains=2, num_burn_in=60, num_draws=140)
+    settings = Langevin(num_chains=2, num_burn_in=20, num_draws=80)
 
     def run(seed: int = 0) -> Tensor:
         torch.manual_seed(seed)
@@ -150,13 +150,13 @@ def test_chains_depend_on_the_seed_alone_and_tell_their_progress() -> None:
     first = run()
     assert torch.equal(first, run(1))
     torch.set_rng_state(state)
-    assert told[:4] == [(100, 400, "steps"), (200, 400, "steps"), (300, 400, "steps"), (400, 400, "steps")]
+    assert told[:2] == [(100, 200, "steps"), (200, 200, "steps")]
 
 
 def test_where_there_is_no_minimum_it_says_so() -> None:
     problem = matrix_factorisation()
     objective = problem.objective()
-    settings = Langevin(n_beta=50.0, step_size=1e-3, gamma=1.0, num_burn_in=50, num_draws=100)
+    settings = Langevin(n_beta=50.0, step_size=1e-3, gamma=1.0, num_chains=2, num_burn_in=30, num_draws=60)
     found = local_learning_coefficient(objective, objective.theta(), settings)
     assert found.value < 0
     assert "negative" in found.flags

@@ -65,7 +65,7 @@ def test_a_ball_is_known_from_any_ray() -> None:
 
 
 def test_an_ellipse_by_equally_spaced_rays() -> None:
-    found = volume(at_minimum([6.0, 0.5]), **angles(128), thresholds=(0.2,), rtol=1e-8)
+    found = volume(at_minimum([6.0, 0.5]), **angles(64), thresholds=(0.2,), rtol=1e-8)
     assert found.log_volume == pytest.approx(log_ellipsoid([6.0, 0.5], 0.2), abs=1e-6)
 
 
@@ -110,7 +110,7 @@ def bowl(module: TwoFilters, batch: Any) -> Tensor:
 
 def test_plain_and_filter_coordinates_give_the_same_euclidean_volume() -> None:
     objective = Objective(TwoFilters(), [torch.zeros(1)], bowl)
-    options = {**angles(200), "thresholds": (0.2,), "rtol": 1e-8}
+    options = {**angles(100), "thresholds": (0.2,), "rtol": 1e-8}
     plain, filtered = (volume(objective, **options, coordinates=c) for c in ("plain", "filter"))
     exact = math.log(math.pi * 2 * 0.2 / math.sqrt(2 * 5 - 0.8**2))
     assert plain.log_volume == pytest.approx(exact, abs=1e-6)
@@ -162,7 +162,7 @@ def test_the_normalised_volume_alone_is_invariant_to_rescaling_around_a_relu() -
     found = []
     for factor in (1.0, 8.0):
         objective = Objective(WithoutBias(factor), [batch], lambda m, b: F.cross_entropy(m(b[0]), b[1]))
-        options = {"threshold": "rise", "num_directions": 20, "rtol": 1e-5}
+        options = {"threshold": "rise", "num_directions": 6, "rtol": 1e-5}
         found += [[volume(objective, coordinates=c, **options) for c in ("plain", "filter")]]
     (plain, filtered), (plain_scaled, filtered_scaled) = found
     assert filtered_scaled.log_volume_normalised == pytest.approx(filtered.log_volume_normalised, abs=1e-3)
@@ -176,7 +176,7 @@ def test_the_normalised_volume_alone_is_invariant_to_rescaling_around_a_relu() -
 def test_several_thresholds_in_one_search_are_those_of_each() -> None:
     objective = rescaled(1.0)
     taus = (0.5, 0.05, 0.1)
-    options: dict[str, Any] = {"threshold": "rise", "num_directions": 12, **LIGHT}
+    options: dict[str, Any] = {"threshold": "rise", "num_directions": 6, **LIGHT}
     together = minimum_volumes(objective, objective.theta(), VolumeSettings(thresholds=taus, **options))
     assert list(together) == list(taus)
     for tau in taus:

@@ -57,11 +57,13 @@ def test_paths_of_different_splits_are_not_drawn_together() -> None:
 def test_radii_are_counted_for_each_threshold() -> None:
     volumes = {0.1: radii(0.1, 1.0), 0.01: radii(0.01, 0.0)}
     ax = plot_radii(volumes)
-    counts = [sum(bar.get_height() for bar in container) for container in ax.containers]  # type: ignore[union-attr]
-    assert counts == [50, 50]
     assert [text.split(":")[0] for text in texts(ax)] == ["τ = 0.01", "τ = 0.1"]
-    medians = [float(line.get_xdata()[0]) for line in ax.lines]  # type: ignore[index]
-    assert medians == pytest.approx([float(np.median(volumes[tau].radii)) for tau in (0.01, 0.1)])
+    uprights = [c.get_segments()[0] for c in ax.collections if c.get_label() == "_median"]
+    assert [float(points[0][0]) for points in uprights] == pytest.approx(
+        [float(np.median(volumes[tau].radii)) for tau in (0.01, 0.1)]
+    )
+    tops = [max(patch.get_xy()[:, 1]) for patch in ax.patches if patch.get_label() == "_outline"]
+    assert [float(points[1][1]) for points in uprights] == tops
     assert "{L ≤ τ} along 50 shared plain directions" in ax.texts[0].get_text()
 
 
