@@ -28,7 +28,7 @@ def plot_chains(found: LearningCoefficient, ax: Axes | None = None, *, title: st
             ax.plot(trace, color=color, linewidth=0.5, alpha=0.35, label="_draws")
             smooth = np.convolve(trace, np.ones(window) / window, mode="valid")
             ax.plot(np.arange(window - 1, len(trace)), smooth, color=color, linewidth=1.3, label="_mean")
-        ax.axvspan(0, burn_in, color=BLANK, alpha=0.35, linewidth=0, label="burn-in")
+        ax.axvspan(0, burn_in, color=BLANK, alpha=0.6, linewidth=0, label="burn-in")
         label = f"λ̂ = {found.value:.3g} ± {found.stderr:.1g}"
         ax.hlines(found.value, burn_in, traces.shape[1], color=INK, linestyle="--", linewidth=1.4, label=label)
         ax.set_xlim(0, traces.shape[1])

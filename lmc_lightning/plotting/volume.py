@@ -105,7 +105,15 @@ def plot_volume_history(
         ax.errorbar(steps, means, whiskers, color="#c8321e", fmt=".", elinewidth=0.9, label="geometric mean ± 2 stderr")
         cut = [step for step in sorted(volumes) if volumes[step].cutoff]
         if cut:
-            ax.plot(cut, [0] * len(cut), color="#c8321e", marker="x", linestyle="none", label="cut off, volume 0")
+            ax.plot(
+                cut,
+                [0] * len(cut),
+                color="#c8321e",
+                marker="x",
+                linestyle="none",
+                clip_on=False,
+                label="cut off, volume 0",
+            )
         ax.set_ylim(bottom=0)
         ax.set_xlabel(xlabel)
         ax.set_ylabel(f"radius r, τ = {first.tau:g}" + (" [filter norms]" if _in_filters(first) else ""))
