@@ -12,7 +12,7 @@ import torch
 from benchmarks import works
 from benchmarks.harness import Contender, Found, Trial, Values, compare, keep, summarise
 from benchmarks.report import table
-from benchmarks.tasks import barrier, eigenvalues, hvp, surfaces, together, trace
+from benchmarks.tasks import barrier, eigenvalues, hvp, radii, surfaces, together, trace
 from benchmarks.works import RECIPES, Work
 
 
@@ -33,6 +33,7 @@ TASKS = {
     "together": Task(together.contenders, together.errors),
     "barrier": Task(barrier.contenders, barrier.errors),
     "surface": Task(surfaces.contenders, surfaces.errors),
+    "radii": Task(radii.contenders, radii.errors),
 }
 
 

@@ -13,7 +13,7 @@ from benchmarks.harness import Summary, Trial, kept, summarise
 
 def table(rows: list[Summary]) -> str:
     """One row per contender: medians of the rounds, and CPU seconds as a multiple of ours in the same round."""
-    values = [name for name in ("products", "cached_chunks") if any(name in row.values for row in rows)]
+    values = [name for name in ("products", "cached_chunks", "losses") if any(name in row.values for row in rows)]
     errors = list(dict.fromkeys(name for row in rows for name in row.errors))
     header = ["", "CPU s", "wall s", "× ours (range)", *values, *(f"error: {name}" for name in errors)]
     lines = [header, ["---"] + ["---:"] * (len(header) - 1)]

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from lmc_lightning.callbacks.family_table import family_table, onset_of, seed_means
     from lmc_lightning.callbacks.hessian_spectrum import HessianSpectrum
     from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
+    from lmc_lightning.callbacks.local_learning_coefficient import LocalLearningCoefficient
     from lmc_lightning.callbacks.loss_surface import LossSurface
+    from lmc_lightning.callbacks.minima_volume import MinimaVolume
+    from lmc_lightning.callbacks.mode_connectivity import ModeConnectivity
     from lmc_lightning.callbacks.offline import interpolation_barrier, measure
+    from lmc_lightning.callbacks.offline_landscape import connect, local_learning_coefficient, minima_volumes
     from lmc_lightning.callbacks.offline_similarity import representation_similarity
     from lmc_lightning.callbacks.offline_surface import loss_surface
     from lmc_lightning.callbacks.representation_similarity import RepresentationSimilarity
@@ -24,9 +28,13 @@ if TYPE_CHECKING:
     from lmc_lightning.callbacks.weight_trajectory import WeightTrajectory
     from lmc_lightning.callbacks.zoom import replay
     from lmc_lightning.landscape.barrier import Barrier
+    from lmc_lightning.landscape.curves import CurveTraining
+    from lmc_lightning.landscape.llc import Langevin
     from lmc_lightning.landscape.onset import bisect_onset
     from lmc_lightning.landscape.slices import Surface, load_surface
     from lmc_lightning.landscape.trajectory import Trajectory, pca_plane
+    from lmc_lightning.landscape.volume_result import VolumeSettings
+    from lmc_lightning.landscape.volume_tables import order_violations, rank_table, ranking_stability, volume_table
     from lmc_lightning.plotting.animation import animate
     from lmc_lightning.recording import Record
     from lmc_lightning.summary import summarize
@@ -35,71 +43,97 @@ if TYPE_CHECKING:
 _HOMES = {
     "Barrier": "landscape.barrier",
     "CheckpointBranching": "callbacks.checkpoint_branching",
+    "CurveTraining": "landscape.curves",
     "EdgeOfStability": "callbacks.edge_of_stability",
     "Family": "branching.lineage",
     "HessianSpectrum": "callbacks.hessian_spectrum",
     "InterpolationBarrier": "callbacks.interpolation_barrier",
+    "Langevin": "landscape.llc",
+    "LocalLearningCoefficient": "callbacks.local_learning_coefficient",
     "LossSurface": "callbacks.loss_surface",
     "MeasurementCallback": "callbacks.base",
+    "MinimaVolume": "callbacks.minima_volume",
+    "ModeConnectivity": "callbacks.mode_connectivity",
     "Record": "recording",
     "RepresentationSimilarity": "callbacks.representation_similarity",
     "Sharpness": "callbacks.sharpness",
-    "Trajectory": "landscape.trajectory",
-    "WeightTrajectory": "callbacks.weight_trajectory",
     "Surface": "landscape.slices",
+    "Trajectory": "landscape.trajectory",
+    "VolumeSettings": "landscape.volume_result",
+    "WeightTrajectory": "callbacks.weight_trajectory",
     "animate": "plotting.animation",
     "bisect_onset": "landscape.onset",
+    "connect": "callbacks.offline_landscape",
     "convergence_statistics": "callbacks.trajectories",
     "default_callbacks": "callbacks.defaults",
     "family_table": "callbacks.family_table",
     "family_trajectories": "callbacks.trajectories",
     "interpolation_barrier": "callbacks.offline",
     "load_surface": "landscape.slices",
+    "local_learning_coefficient": "callbacks.offline_landscape",
     "loss_surface": "callbacks.offline_surface",
     "measure": "callbacks.offline",
+    "minima_volumes": "callbacks.offline_landscape",
     "onset_of": "callbacks.family_table",
+    "order_violations": "landscape.volume_tables",
     "paired_differences": "callbacks.differences",
-    "replay": "callbacks.zoom",
     "pca_plane": "landscape.trajectory",
+    "rank_table": "landscape.volume_tables",
+    "ranking_stability": "landscape.volume_tables",
     "read_trajectory": "callbacks.snapshots",
+    "replay": "callbacks.zoom",
     "representation_similarity": "callbacks.offline_similarity",
     "seed_means": "callbacks.family_table",
     "summarize": "summary",
+    "volume_table": "landscape.volume_tables",
 }
 
 __all__ = [
     "Barrier",
     "CheckpointBranching",
+    "CurveTraining",
     "EdgeOfStability",
     "Family",
     "HessianSpectrum",
     "InterpolationBarrier",
+    "Langevin",
+    "LocalLearningCoefficient",
     "LossSurface",
     "MeasurementCallback",
+    "MinimaVolume",
+    "ModeConnectivity",
     "Record",
     "RepresentationSimilarity",
     "Sharpness",
     "Surface",
     "Trajectory",
+    "VolumeSettings",
     "WeightTrajectory",
     "animate",
     "bisect_onset",
+    "connect",
     "convergence_statistics",
     "default_callbacks",
     "family_table",
     "family_trajectories",
     "interpolation_barrier",
     "load_surface",
+    "local_learning_coefficient",
     "loss_surface",
     "measure",
+    "minima_volumes",
     "onset_of",
+    "order_violations",
     "paired_differences",
     "pca_plane",
+    "rank_table",
+    "ranking_stability",
     "read_trajectory",
     "replay",
     "representation_similarity",
     "seed_means",
     "summarize",
+    "volume_table",
 ]
 
 

@@ -24,11 +24,12 @@ TINY = Recipe(lambda: MLP((4,), in_features=64), DigitsDataModule, 48, 5, 0.1, c
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     monkeypatch.setitem(works.RECIPES, "tiny", TINY)  # type: ignore[arg-type]
     monkeypatch.setitem(works.FOLDERS, "cache", tmp_path)
+    monkeypatch.setattr("benchmarks.tasks.radii.NUM_DIRECTIONS", 4)
     return Work("tiny")
 
 
 def test_every_task_finds_the_truth(tiny: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = ["hvp", "lambda_max", "top5", "trace", "together", "barrier", "surface"]
+    tasks = ["hvp", "lambda_max", "top5", "trace", "together", "barrier", "surface", "radii"]
     common = ["--only", "lmc_lightning", "--cache", str(tmp_path), "--no-warm-up", "--pairs", "1"]
     threads = torch.get_num_threads()
     try:
@@ -38,7 +39,15 @@ def test_every_task_finds_the_truth(tiny: Work, tmp_path: Path, capsys: pytest.C
     trials = [t for t in kept(tmp_path / "trials.jsonl") if t.ours]
     assert [t.task for t in trials] == tasks
     assert not [t.failure for t in trials if t.failure]
-    limits = {"product": 1e-5, "eigenvalues": 1e-4, "trace": 1e-5, "loss": 1e-5, "error": 1e-6, "missing_points": 0}
+    limits = {
+        "product": 1e-5,
+        "eigenvalues": 1e-4,
+        "trace": 1e-5,
+        "loss": 1e-5,
+        "error": 1e-6,
+        "missing_points": 0,
+        "radius": 1e-3,
+    }
     for trial in trials:
         assert trial.errors
         assert all(error <= limits[name] for name, error in trial.errors.items()), trial

@@ -21,6 +21,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import lmc_lightning
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.landscape.curves import CurveTraining
+from lmc_lightning.landscape.llc import Langevin
 from lmc_lightning.recording import Measurement
 from tests.zoo import ZOO
 from tests.zoo.batches import GraphNetwork
@@ -50,6 +52,9 @@ CHEAP: dict[str, dict[str, Any]] = {
     "Sharpness": {"num_samples": 2},
     "LossSurface": {"num_points": 3},
     "InterpolationBarrier": {"num_points": 3, "reference": "initial"},
+    "ModeConnectivity": {"num_points": 3, "reference": "initial", "training": CurveTraining(num_epochs=1)},
+    "MinimaVolume": {"num_directions": 4, "threshold": "rise", "rtol": 0.1},
+    "LocalLearningCoefficient": {"sampling": Langevin(num_chains=2, num_burn_in=1, num_draws=4)},
     "CheckpointBranching": {"epochs": (1,)},
     "RepresentationSimilarity": {"reference": "initial"},
     "WeightTrajectory": {"record_every_n_train_steps": 1, "loss_points": 2},

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.guards import check_choice
-from lmc_lightning.callbacks.interpolation_barrier import STATISTICS_EXAMPLES
+from lmc_lightning.callbacks.pairwise import STATISTICS_EXAMPLES
 from lmc_lightning.callbacks.second_order import SecondOrder
 from lmc_lightning.callbacks.surface_figures import surface_figures, surface_mesh
 from lmc_lightning.callbacks.surface_options import check_surface

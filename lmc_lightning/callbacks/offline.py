@@ -10,10 +10,9 @@ from torch import nn
 
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge import StepBatch, objective_of
-from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
+from lmc_lightning.callbacks.guards import check_alike, check_loss
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split, between
 from lmc_lightning.callbacks.probes import draw, to_device
-from lmc_lightning.callbacks.representation_similarity import RepresentationSimilarity
 from lmc_lightning.landscape.barrier import Barrier, NumPoints, barrier_between
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
 from lmc_lightning.types import BatchWeight, LossFn
@@ -154,46 +153,9 @@ def with_checkpoint(module: nn.Module, path: str | Path) -> nn.Module:
 
 
 def _check_single(callback: MeasurementCallback) -> None:
-    twins = {InterpolationBarrier: "interpolation_barrier", RepresentationSimilarity: "representation_similarity"}
-    for kind, twin in twins.items():
-        if isinstance(callback, kind):
-            raise ValueError(
-                f"{kind.__name__} compares two states and cannot measure a single module. "
-                f"Call {twin}(module_a, module_b, dataloader)."
-            )
-
-
-def check_alike(module_a: nn.Module, module_b: nn.Module, parameters: list[str] | None) -> None:
-    """Refuse modules between which there is no line.
-
-    Raises:
-        ValueError: they differ in names or shapes of parameters, or in frozen ones.
-    """
-    of_a, of_b = dict(module_a.named_parameters()), dict(module_b.named_parameters())
-    shapes_a, shapes_b = ({name: list(p.shape) for name, p in of.items()} for of in (of_a, of_b))
-    differing = sorted(n for n in of_a.keys() | of_b.keys() if shapes_a.get(n) != shapes_b.get(n))
-    if differing:
-        shapes = f"{shapes_a.get(differing[0])} and {shapes_b.get(differing[0])}"
+    twin = getattr(callback, "offline", None)
+    if twin is not None:
         raise ValueError(
-            f"module_a and module_b differ in {', '.join(map(repr, differing[:4]))} ({shapes}). "
-            "Only networks of one architecture can be interpolated."
-        )
-    for name, parameter in of_a.items():
-        if parameters is None and not parameter.requires_grad and not torch.equal(parameter, of_b[name].to(parameter)):
-            raise ValueError(
-                f"{name!r} is frozen and differs between module_a and module_b, so the line would not end at module_b. "
-                "Call module_a.requires_grad_(), or name the parameters that shall move, parameters=[…]."
-            )
-
-
-def check_loss(module: nn.Module, loss_fn: LossFn | None) -> None:
-    """Refuse a module whose loss is unknown.
-
-    Raises:
-        ValueError: it has no ``training_step``, and there is no ``loss_fn``.
-    """
-    if loss_fn is None and not hasattr(module, "training_step"):
-        raise ValueError(
-            f"{type(module).__name__} has no training_step, so its loss is unknown. "
-            f"Pass loss_fn, e.g. loss_fn=lambda module, batch: F.cross_entropy(module(batch[0]), batch[1])."
+            f"{type(callback).__name__} compares two states and cannot measure a single module. "
+            f"Call {twin}(module_a, module_b, dataloader)."
         )

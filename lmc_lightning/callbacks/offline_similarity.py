@@ -6,8 +6,7 @@ from typing import Any
 from torch import nn
 
 from lmc_lightning.callbacks.bridge import objective_of
-from lmc_lightning.callbacks.guards import check_choice
-from lmc_lightning.callbacks.offline import check_loss
+from lmc_lightning.callbacks.guards import check_choice, check_loss
 from lmc_lightning.callbacks.probes import draw, to_device
 from lmc_lightning.callbacks.representation_similarity import INPUTS, NUM_EXAMPLES, Inputs
 from lmc_lightning.core.glassbox import glass_box

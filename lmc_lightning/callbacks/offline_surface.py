@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lmc_lightning.callbacks.bridge import objective_of
+from lmc_lightning.callbacks.guards import check_alike, check_loss
 from lmc_lightning.callbacks.loss_surface import NUM_EXAMPLES, LossSurface
-from lmc_lightning.callbacks.offline import check_alike, check_loss, with_checkpoint
+from lmc_lightning.callbacks.offline import with_checkpoint
 from lmc_lightning.callbacks.probes import draw, to_device
 from lmc_lightning.callbacks.surface_options import check_surface
 from lmc_lightning.core.objective import Objective

@@ -73,6 +73,7 @@ class RepresentationSimilarity(MeasurementCallback):
     """
 
     kind = "similarity"
+    offline = "representation_similarity"
 
     def __init__(
         self,

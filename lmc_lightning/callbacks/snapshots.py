@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmc_lightning.core.files import write_atomic
-from lmc_lightning.core.hvp import FREE_MEMORY_SHARE, free_bytes
+from lmc_lightning.core.memory import FREE_MEMORY_SHARE, free_bytes
 from lmc_lightning.core.structure import digest
 from lmc_lightning.landscape.trajectory import Trajectory
 from lmc_lightning.landscape.walk import Stride, Walk

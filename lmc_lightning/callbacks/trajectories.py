@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.bridge import objective_of
-from lmc_lightning.callbacks.offline import check_loss
+from lmc_lightning.callbacks.guards import check_loss
 from lmc_lightning.callbacks.probes import draw, to_device
 from lmc_lightning.core.params import parameter_layout
 from lmc_lightning.landscape.convergence import Convergence, ReachedMetric, convergence

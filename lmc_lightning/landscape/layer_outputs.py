@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmc_lightning.core.hvp import FREE_MEMORY_SHARE, free_bytes
 from lmc_lightning.core.losstap import LossTap
+from lmc_lightning.core.memory import FREE_MEMORY_SHARE, free_bytes
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import derive_seed
 from lmc_lightning.core.structure import NotSliceableError, cut, join, leading_size, tensors_in, with_tensors

@@ -18,7 +18,7 @@ from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.structure import digest
 from lmc_lightning.landscape.directions import Directions
 from lmc_lightning.landscape.paths import BatchStats, Endpoint, endpoint_of
-from lmc_lightning.landscape.profiles import Measured, StateEvaluator
+from lmc_lightning.landscape.states import Measured, StateEvaluator
 from lmc_lightning.types import Progress
 
 NUM_POINTS = 25

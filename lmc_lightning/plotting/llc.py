@@ -1,0 +1,48 @@
+"""Pictures of the chains behind a local learning coefficient."""
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+
+from lmc_lightning.landscape.llc import LearningCoefficient
+from lmc_lightning.plotting.style import BLANK, INK, new_axes, set_heading, style
+
+_WINDOW = 20
+
+
+def plot_chains(found: LearningCoefficient, ax: Axes | None = None, *, title: str = "") -> Axes:
+    """Nβ (L(w) − L(w*)) along each chain, its running mean, and λ̂, the mean of all draws after the burn-in.
+
+    Args:
+        found: a local learning coefficient.
+        ax: where to draw; by default in a new figure.
+        title: of the figure.
+    """
+    traces = found.n_beta * found.traces.numpy()
+    colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(traces)))
+    settings, burn_in = found.settings, found.settings.num_burn_in
+    with style():
+        ax = ax if ax is not None else new_axes()
+        window = min(_WINDOW, traces.shape[1])
+        for trace, color in zip(traces, colors, strict=True):
+            ax.plot(trace, color=color, linewidth=0.5, alpha=0.35, label="_draws")
+            smooth = np.convolve(trace, np.ones(window) / window, mode="valid")
+            ax.plot(np.arange(window - 1, len(trace)), smooth, color=color, linewidth=1.3, label="_mean")
+        ax.axvspan(0, burn_in, color=BLANK, alpha=0.6, linewidth=0, label="burn-in")
+        label = f"λ̂ = {found.value:.3g} ± {found.stderr:.1g}"
+        ax.hlines(found.value, burn_in, traces.shape[1], color=INK, linestyle="--", linewidth=1.4, label=label)
+        ax.set_xlim(0, traces.shape[1])
+        known = traces[np.isfinite(traces)]
+        if known.size:
+            ax.set_ylim(min(0.0, np.quantile(known, 0.001)), 1.1 * np.quantile(known, 0.999))
+        ax.set_xlabel("step of the chain")
+        ax.set_ylabel("nβ (L(w) − L(w*))")
+        ax.legend(loc="lower right")
+        flags = f" · {', '.join(found.flags)}" if found.flags else ""
+        caption = (
+            f"{len(traces)} chains, thick: mean of {window} steps · R̂ {found.r_hat:.3f}, effective draws "
+            f"{found.effective_sample_size:.0f}{flags}\nnβ = {found.n_beta:.4g}, γ = {settings.gamma:g}, "
+            f"ε = {settings.step_size:g}"
+        )
+        set_heading(ax, title or "Local learning coefficient", caption)
+    return ax
