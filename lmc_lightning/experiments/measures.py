@@ -3,15 +3,21 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
 
 from lmc_lightning.callbacks.offline import interpolation_barrier
+from lmc_lightning.callbacks.offline_landscape import connect
+from lmc_lightning.callbacks.offline_similarity import representation_similarity
+from lmc_lightning.callbacks.representation_similarity import NUM_EXAMPLES
 from lmc_lightning.experiments.build import build
 from lmc_lightning.experiments.study import Config
 from lmc_lightning.landscape.barrier import DEFINITIONS
+from lmc_lightning.landscape.curves import CurveTraining
+from lmc_lightning.landscape.paths import NUM_POINTS
 
 
 @dataclass(frozen=True)
@@ -74,5 +80,56 @@ def barrier(
     return found
 
 
-MEASURES: Mapping[str, Callable[..., dict[str, float]]] = {"barrier": barrier}
+def curve(
+    first: Trained,
+    second: Trained,
+    *,
+    splits: tuple[str, ...] = ("train", "test"),
+    num_examples: int | None = 2048,
+    curve_examples: int | None = None,
+    batch_size: int = 128,
+    num_points: int = NUM_POINTS,
+    **training: Any,
+) -> dict[str, float]:
+    """Barriers, maxima and means along a curve trained between two cells, on the first one's data."""
+    found = connect(
+        first.module,
+        second.module,
+        first.batches("train", curve_examples),
+        CurveTraining(**training),
+        dataloaders={split: first.batches(split, num_examples) for split in splits},
+        batch_size=batch_size,
+        num_points=num_points,
+        num_examples=num_examples,
+    )
+    numbers = {"curve/length": found.curve.length, "curve/line_length": found.line_length}
+    for split, metrics in found.on_curve.items():
+        for metric, along in metrics.items():
+            levels = found.levels[split][metric]
+            numbers |= {f"curve/{split}_{metric}/{name}": getattr(along, name) for name in DEFINITIONS}
+            numbers |= {f"curve/{split}_{metric}/{name}": getattr(levels, name) for name in ("max", "mean", "arc_mean")}
+    return numbers
+
+
+def similarity(first: Trained, second: Trained, *, split: str = "test", **options: Any) -> dict[str, float]:
+    """Debiased linear CKA of each layer of two cells with that of the same name, and its mean over layers."""
+    batches = first.batches(split, options.get("num_examples", NUM_EXAMPLES))
+    by_layer = representation_similarity(first.module, second.module, batches, **options).same_layers()
+    numbers = {f"similarity/{layer}": value.debiased for layer, value in by_layer.items()}
+    return numbers | {"similarity/mean": fmean(numbers.values())}
+
+
+def distance(first: Trained, second: Trained) -> dict[str, float]:
+    """‖θ_A − θ_B‖₂ of two cells, and its ratio to the mean of their norms."""
+    a, b = (torch.cat([p.detach().double().flatten() for p in t.module.parameters()]) for t in (first, second))
+    l2 = float((a - b).norm())
+    return {"distance/l2": l2, "distance/over_norm": l2 / (0.5 * float(a.norm() + b.norm()))}
+
+
+MEASURES: Mapping[str, Callable[..., dict[str, float]]] = {
+    "barrier": barrier,
+    "curve": curve,
+    "distance": distance,
+    "similarity": similarity,
+}
 """By the names that studies use."""
