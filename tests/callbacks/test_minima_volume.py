@@ -24,10 +24,10 @@ SCALARS = {key for key, text in documented(MinimaVolume).items() if not is_pictu
 
 
 @pytest.fixture(scope="module")
-def logged() -> tuple[TensorBoardLogger, MinimaVolume, Classifier]:
+def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[TensorBoardLogger, MinimaVolume, Classifier]:
     logger, ours = TensorBoardLogger(), MinimaVolume((0.2, 0.05), coordinates="filter", epochs=[0, 2], **CHEAP)
     module = Classifier()
-    fit(module, ours, logger=logger)
+    fit(module, ours, logger=logger, default_root_dir=tmp_path_factory.mktemp("volumes"))
     return logger, ours, module
 
 
