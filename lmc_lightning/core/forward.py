@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -23,7 +23,9 @@ Buffers: TypeAlias = Mapping[str, Tensor] | None
 State: TypeAlias = tuple[Theta, Buffers]
 
 BLOCK, BLOCK_BYTES = 32, 2**28
-"""Points that are evaluated together: at most so many, and of so many bytes."""
+"""Points that are evaluated together: at most so many, and of so many bytes; the latter also for leading layers."""
+MANY_PARAMETERS = 2**20
+"""From here on, a CPU sets a network's parameters once for all chunks rather than once for each."""
 
 
 class ForwardPasses:
@@ -80,30 +82,44 @@ class ForwardPasses:
     def evaluate(self, states: Iterable[State], progress: Callable[[float], None] | None) -> list[Evaluation]:
         """All states, in blocks; see :meth:`Objective.evaluate_many`."""
         found: list[Evaluation] = []
-        collective, theta, drawn = self._objective.collective, self._objective.theta(), iter(states)
-        size = max(1, min(BLOCK, BLOCK_BYTES // max(1, theta.numel() * theta.element_size())))
-        while block := list(islice(drawn, size)):
+        collective, drawn = self._objective.collective, iter(states)
+        while block := list(_block(drawn)):
             before = len(found)
 
-            def on_chunk(index: int, before: int = before, size: int = len(block)) -> None:
+            def on_pair(done: int, before: int = before) -> None:
                 collective.poll()
                 if progress is not None:
-                    progress(before + size * (index + 1) / len(self._objective.batches))
+                    progress(before + done / len(self._objective.batches))
 
-            parts = collective.agree(partial(self._together, block, on_chunk))
+            parts = collective.agree(partial(self._together, block, on_pair))
             found += [combined(part, collective) for part in parts]
         return found
 
-    def _together(self, states: Sequence[State], on_chunk: Callable[[int], None]) -> list[Parts]:
-        """All states chunk by chunk: each chunk is read once."""
-        shared = None if self.stateful or self._needs_grad else _Scratch(self._objective, states)
-        found: list[list[ChunkEvaluation | None]] = [[] for _ in states]
-        for index, batch in enumerate(self._objective.batches):
-            rows = self._afresh(states, index, batch) if shared is None else self._shared(shared, states, index, batch)
-            for column, row in zip(found, rows, strict=True):
-                column.append(row)
-            on_chunk(index)
+    def _together(self, states: Sequence[State], on_pair: Callable[[int], None]) -> list[Parts]:
+        """Every chunk at every state: each chunk is read once, or each state set once where that is the dearer."""
+        batches, together = self._objective.batches, not self._moves_are_dear
+        shared = None if self.stateful or self._needs_grad else _Scratch(self._objective, states, together)
+        order = product(range(len(batches)), range(len(states)))
+        pairs = list(order) if together else sorted(order, key=lambda pair: pair[1])
+        found: list[list[ChunkEvaluation | None]] = [[None] * len(batches) for _ in states]
+        placed: tuple[int, Batch] | None = None
+        for done, (index, number) in enumerate(pairs, start=1):
+            batch, (theta, buffers) = batches[index], states[number]
+            if shared is None:
+                found[number][index] = self.afresh(point_of(theta), index, batch, buffers)
+            else:
+                if placed is None or placed[0] != index or self._alters_batches:
+                    placed = index, self._objective.placed(batch)
+                module, layer = shared.at(states[number]), shared.layer(states[number], index)
+                found[number][index] = self._evaluate(module, index, batch, placed[1], layer)
+            on_pair(done)
         return [_parts(column, self._objective.mode) for column in found]
+
+    @property
+    def _moves_are_dear(self) -> bool:
+        """Whether setting all parameters takes a share of a chunk's evaluation that counts."""
+        theta = self._objective.theta()
+        return theta.device.type == "cpu" and theta.numel() > MANY_PARAMETERS
 
     def afresh(self, theta: Tensor, index: int, batch: Batch, buffers: Buffers = None) -> ChunkEvaluation | None:
         """One batch at θ by a module of its own."""
@@ -113,20 +129,6 @@ class ForwardPasses:
         except RuntimeError as error:
             self._allow_grad(error)
             return self.afresh(theta, index, batch, buffers)
-
-    def _afresh(self, states: Sequence[State], index: int, batch: Batch) -> Iterator[ChunkEvaluation | None]:
-        for theta, buffers in states:
-            yield self.afresh(point_of(theta), index, batch, buffers)
-
-    def _shared(
-        self, scratch: "_Scratch", states: Sequence[State], index: int, batch: Batch
-    ) -> Iterator[ChunkEvaluation | None]:
-        placed = self._objective.placed(batch)
-        for state in states:
-            module, layer = scratch.at(state), scratch.layer(state, index)
-            yield self._evaluate(module, index, batch, placed, layer)
-            if self._alters_batches:
-                placed = self._objective.placed(batch)
 
     def _leaf(self, theta: Tensor) -> Tensor:
         # Private to the step, which may clamp or re-normalise its parameters in place.
@@ -154,7 +156,7 @@ class ForwardPasses:
 class _Scratch:
     """One module, moved from state to state by writing into its parameters and buffers."""
 
-    def __init__(self, objective: "Objective", states: Sequence[State]) -> None:
+    def __init__(self, objective: "Objective", states: Sequence[State], together: bool) -> None:
         self._layout, self._objective = objective.layout, objective
         self._theta = objective.theta()
         self._tensors = self._layout.unflatten(self._theta)
@@ -166,7 +168,7 @@ class _Scratch:
         exact = objective.precision is None and self._theta.device.type == "cpu"
         names = {id(tensor): name for name, tensor in self._tensors.items()}
         self._layers = {
-            anchors: LeadingLayer(anchors, self._layout, names)
+            anchors: LeadingLayer(anchors, self._layout, names, 0 if together else BLOCK_BYTES)
             for anchors, count in mixes.items()
             if exact and count > len(anchors.thetas)
         }
@@ -199,6 +201,17 @@ class _Scratch:
             self._pristine = self._objective.buffers
         for name, value in {**self._pristine, **(buffers or {})}.items():
             self._module.get_buffer(name).copy_(value)
+
+
+def _block(states: Iterator[State]) -> Iterator[State]:
+    """The first of the states, as many as are held at a time; mixes are made when their turn comes."""
+    size = 0
+    for state in islice(states, BLOCK):
+        yield state
+        theta = state[0]
+        size += 0 if isinstance(theta, Mix) else theta.numel() * theta.element_size()
+        if size >= BLOCK_BYTES:
+            return
 
 
 def _parts(chunks: Sequence[ChunkEvaluation | None], mode: str) -> Parts:

@@ -74,18 +74,20 @@ class LeadingLayer:
 
     It is linear in (W, b), so that where its input x is the same at all points, z is the same mix of z at the anchors:
     equal to what the layer computes up to rounding, for one product per anchor instead of one per point. Whether x is
-    the same is seen from its values, at every call. Memory: input and outputs of one chunk at the anchors.
+    the same is seen from its values, at every call. Memory: input and outputs at the
+    anchors of each chunk that is kept.
 
     Args:
         anchors: what the points are mixes of.
         layout: of the points.
         names: names of parameters by the ids of the tensors that the module computes with.
+        budget: bytes that are kept of chunks before the present one; beyond it, further chunks are computed.
     """
 
-    def __init__(self, anchors: Anchors, layout: ParameterLayout, names: Mapping[int, str]) -> None:
+    def __init__(self, anchors: Anchors, layout: ParameterLayout, names: Mapping[int, str], budget: int) -> None:
         self._parts, self._names = [layout.unflatten(theta) for theta in anchors.thetas], names
-        self._chunk = -1
-        self._known: _Call | None = None
+        self._budget = self._left = budget
+        self._known: dict[int, _Call] = {}
 
     def output(
         self,
@@ -99,20 +101,24 @@ class LeadingLayer:
         **options: Any,
     ) -> Tensor | None:
         """What ``func`` gives on a chunk at the mix, unless it is a call of another kind."""
-        if chunk != self._chunk:
-            self._chunk, self._known = chunk, None
         names = [None if t is None else self._names.get(id(t), "") for t in (weight, bias)]
         about = (func, *names, rest, options)
         if "" in names or not _is_plain([*rest, *options.values()]) or torch.is_autocast_enabled(weight.device.type):
             return None
-        if self._known is None:
+        if chunk not in self._known:
+            if self._left <= 0 < self._budget:
+                return None
             tensors = [[None if n is None else part[n] for n in names] for part in self._parts]
             outputs = tuple(func(input, *pair, *rest, **options) for pair in tensors)
-            # Clones: a step may change its input in place.
-            self._known = _Call(about, input.clone(), outputs)
-        elif about != self._known.about or not torch.equal(input, self._known.input):
-            return None
-        return mix.of(self._known.outputs)
+            self._keep(chunk, _Call(about, input.clone(), outputs))  # a step may change its input in place
+        call = self._known[chunk]
+        return mix.of(call.outputs) if about == call.about and torch.equal(input, call.input) else None
+
+    def _keep(self, chunk: int, call: _Call) -> None:
+        if not self._budget:
+            self._known.clear()
+        self._left -= sum(t.numel() * t.element_size() for t in (call.input, *call.outputs))
+        self._known[chunk] = call
 
 
 def _is_plain(values: list[Any]) -> bool:

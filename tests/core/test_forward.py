@@ -1,11 +1,13 @@
 """Many points evaluated together: what one by one would give, whatever a step does to its module and its batch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lmc_lightning.core import forward
 from lmc_lightning.core.collective import Collective, InterruptedMeasurementError
@@ -94,11 +96,12 @@ def assert_same(found: Evaluation, expected: Evaluation) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("block", [1, 3, 32])
+@pytest.mark.parametrize(("block", "many"), [(1, 2**20), (3, 2**20), (32, 0)])
 def test_many_points_are_those_of_fresh_objectives_bit_for_bit(
-    step: Callable[..., Tensor], block: int, monkeypatch: pytest.MonkeyPatch
+    step: Callable[..., Tensor], block: int, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward, "BLOCK", block)
+    monkeypatch.setattr(forward, "MANY_PARAMETERS", many)
     module = Net()
     objective = Objective(module, batches(), step, keep_batches=True)
     thetas, buffers = points(objective)
@@ -147,28 +150,32 @@ def test_points_on_a_plane_too() -> None:
     assert [e.loss for e in found] == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_first_layer_is_computed_at_the_anchors_alone() -> None:
-    class Watched(nn.Conv2d):
-        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            ran.append(len(input))
-            return super()._conv_forward(input, weight, bias)
+@pytest.mark.parametrize(
+    ("many", "budget", "calls"), [(2**20, 2**28, [7, 7, 4, 4]), (0, 2**28, [7, 7, 4, 4]), (0, 1, [7, 7] + 10 * [4])]
+)
+def test_the_first_layer_is_computed_at_the_anchors_alone(
+    many: int, budget: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
 
-    ran: list[int] = []
-    calls: list[int] = []
-    original = torch.conv2d
-
-    class Spy(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            if func is original:
-                calls.append(len(args[0]))
+    class Spy(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.extend([len(args[0])] if func is torch.conv2d else [])
             return func(*args, **(kwargs or {}))
 
     objective = Objective(Net(), batches(), plain, keep_batches=True)
     _ = objective.baseline
+    monkeypatch.setattr(forward, "MANY_PARAMETERS", many)
     line = Anchors((objective.theta(), objective.theta() + 1))
-    with Spy():
-        objective.evaluate_many([line.at(t / 10) for t in range(10)])
-    assert calls == [7, 7, 4, 4]
+    expected = [objective.evaluate(line.at(t / 10).theta).loss for t in range(10)]
+    monkeypatch.setattr(forward, "BLOCK_BYTES", budget)
+    monkeypatch.setattr(forward, "BLOCK", 10)
+    passes = forward.ForwardPasses(objective, None)
+    passes.stateful = False
+    with objective.box(), Spy():
+        found = passes._together([(line.at(t / 10), None) for t in range(10)], lambda done: None)
+    assert seen == calls
+    assert [part.mean() for part in found] == pytest.approx(expected, rel=1e-13)
 
 
 class Changing(nn.Module):
@@ -222,7 +229,7 @@ def test_progress_counts_points_and_an_interruption_ends_a_block() -> None:
     objective = Objective(Net(), batches(), plain, keep_batches=True, collective=Collective(lambda: asked))
     thetas, _ = points(objective)
     objective.evaluate_many(thetas, progress=told.append)
-    assert told == [2, 4]
+    assert told == [i / 2 for i in range(1, 9)]
     told.clear()
     with pytest.raises(InterruptedMeasurementError):
         objective.evaluate_many(iter(thetas * 20), progress=tell)
