@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmc_lightning.branching.lineage import Family
+    from lmc_lightning.callbacks.alignment import Aligned, align, align_all
     from lmc_lightning.callbacks.base import MeasurementCallback
     from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
     from lmc_lightning.callbacks.defaults import default_callbacks
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Imported when first used, so that the mathematics works without Lightning.
 _HOMES = {
+    "Aligned": "callbacks.alignment",
     "Barrier": "landscape.barrier",
     "CheckpointBranching": "callbacks.checkpoint_branching",
     "EdgeOfStability": "callbacks.edge_of_stability",
@@ -30,6 +32,8 @@ _HOMES = {
     "MeasurementCallback": "callbacks.base",
     "Record": "recording",
     "Sharpness": "callbacks.sharpness",
+    "align": "callbacks.alignment",
+    "align_all": "callbacks.alignment",
     "bisect_onset": "landscape.onset",
     "default_callbacks": "callbacks.defaults",
     "family_table": "callbacks.family_table",
@@ -41,6 +45,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Aligned",
     "Barrier",
     "CheckpointBranching",
     "EdgeOfStability",
@@ -50,6 +55,8 @@ __all__ = [
     "MeasurementCallback",
     "Record",
     "Sharpness",
+    "align",
+    "align_all",
     "bisect_onset",
     "default_callbacks",
     "family_table",

@@ -48,7 +48,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "HessianSpectrum": {"num_eigenvalues": 1, "num_probes": 2, "num_steps": 2, "max_products": 4, "density": False},
     "EdgeOfStability": {"max_products": 4},
     "Sharpness": {"num_samples": 2},
-    "InterpolationBarrier": {"num_points": 3, "reference": "initial"},
+    "InterpolationBarrier": {"num_points": 3, "reference": "initial", "align": "weights"},
     "CheckpointBranching": {"epochs": (1,)},
 }
 """Arguments that make a callback cheap, or that it cannot do without; others are taken as they are."""

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import nn
 
 from lmc_lightning.recording import slug
 from lmc_lightning.types import LossFn
@@ -95,3 +97,26 @@ def check_listed(name: str, values: Sequence[str], choices: Sequence[str]) -> No
     """
     if isinstance(values, str) or not set(values) <= set(choices):
         raise ValueError(f"Expected {name} to list some of {', '.join(map(repr, choices))}, got {values!r}.")
+
+
+def check_alike(module_a: nn.Module, module_b: nn.Module, parameters: Sequence[str] | None) -> None:
+    """Refuse two modules that no line joins.
+
+    Raises:
+        ValueError: they differ in names or shapes of their parameters, or in frozen ones.
+    """
+    of_a, of_b = dict(module_a.named_parameters()), dict(module_b.named_parameters())
+    shapes_a, shapes_b = ({name: list(p.shape) for name, p in of.items()} for of in (of_a, of_b))
+    differing = sorted(n for n in of_a.keys() | of_b.keys() if shapes_a.get(n) != shapes_b.get(n))
+    if differing:
+        shapes = f"{shapes_a.get(differing[0])} and {shapes_b.get(differing[0])}"
+        raise ValueError(
+            f"module_a and module_b differ in {', '.join(map(repr, differing[:4]))} ({shapes}). "
+            "Only networks of one architecture can be interpolated."
+        )
+    for name, parameter in of_a.items():
+        if parameters is None and not parameter.requires_grad and not torch.equal(parameter, of_b[name].to(parameter)):
+            raise ValueError(
+                f"{name!r} is frozen and differs between module_a and module_b, so the line would not end at module_b. "
+                "Call module_a.requires_grad_(), or name the parameters that shall move, parameters=[…]."
+            )

@@ -13,6 +13,7 @@ from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge import LogRecorder
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.callbacks.comparison import (
+    ALIGNED,
     EXTRAS,
     Comparison,
     Extra,
@@ -34,8 +35,10 @@ from lmc_lightning.callbacks.references import Reference, check_reference, state
 from lmc_lightning.callbacks.visits import NO_DERIVATIVES, Visit, probe_evidence
 from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.core.objective import Objective
+from lmc_lightning.landscape.alignment import Alignment
 from lmc_lightning.landscape.attribution import Attribution
 from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, NumPoints
+from lmc_lightning.landscape.matching import METHODS, Method
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
 from lmc_lightning.landscape.profiles import Metrics, StateEvaluator
 from lmc_lightning.recording import Measurement
@@ -66,6 +69,8 @@ class InterpolationBarrier(MeasurementCallback):
     ``barrier/{metric}/k1_{005}``               a named metric that ``validation_step`` logs
     ``…/child_{j}``                             appended when a branch point has several children
     ``…/siblings_{i}_{j}``                      appended for two children of it, with ``pairs=("siblings",)``
+    ``…/aligned``                               appended, with ``align``: the same barrier to the second network with
+                                                its channels permuted, beside the one without
     ``…/{definition}``                          appended for further ``definitions``
     ``barrier/{split}_loss/{reference}``        without branching: ``initial``, ``previous``, the checkpoint's name
     ``barrier/{split}_error/{reference}``       likewise
@@ -98,6 +103,9 @@ class InterpolationBarrier(MeasurementCallback):
         metrics: further metrics by the name that ``validation_step`` logs, and which is better, ``"min"`` or ``"max"``.
         definitions: conventions of the barrier that are logged under keys of their own.
         batch_stats: ``"recompute"`` (default with BatchNorm), ``"interpolate"`` or ``"endpoint"``.
+        align: ``"weights"`` or ``"activations"`` (of the training split): a second path for each pair, to the second
+            network after the permutation that brings it closest to the first (arXiv 2209.04836) and keeps what it
+            computes; how that was found is in the evidence.
         extras: ``"distances"`` (2 more passes a pair), ``"soup"`` (1), ``"layers"`` (3G paths for G modules),
             ``"attribution"`` (1 in all: shares of examples in ``attributions``, those of classes in the evidence),
             ``"figures"``.
@@ -119,6 +127,7 @@ class InterpolationBarrier(MeasurementCallback):
         metrics: NamedMetrics | None = None,
         definitions: Sequence[str] = ("barrier",),
         batch_stats: BatchStats | None = None,
+        align: Method | None = None,
         extras: Sequence[Extra] = (),
         **common: Any,
     ) -> None:
@@ -128,6 +137,8 @@ class InterpolationBarrier(MeasurementCallback):
             raise ValueError(f"Expected num_points of at least 3, one of them between the ends, got {num_points}.")
         if batch_stats is not None:
             check_choice("batch_stats", batch_stats, ("recompute", "interpolate", "endpoint"))
+        if align is not None:
+            check_choice("align", align, METHODS)
         check_listed("pairs", pairs, PAIR_KINDS)
         check_listed("splits", splits, ("train", "val", "test"))
         if "train" not in self.splits:
@@ -137,7 +148,7 @@ class InterpolationBarrier(MeasurementCallback):
         check_metrics(metrics or {}, self.splits)
         self.num_points, self.reference, self.pairs = num_points, reference, tuple(pairs)
         self.metrics, self.definitions = dict(metrics or {}), tuple(definitions)
-        self.batch_stats, self.extras = batch_stats, tuple(extras)
+        self.batch_stats, self.align, self.extras = batch_stats, align, tuple(extras)
         self.barriers: dict[tuple[str, int], Barrier] = {}
         """Full results by (key, later step)."""
         self.attributions: dict[tuple[str, int], Attribution] = {}
@@ -300,6 +311,7 @@ class InterpolationBarrier(MeasurementCallback):
             self.definitions,
             self.extras,
             {s: {name: value for name, value in e.items() if name not in skipped} for s, e in evidence.items()},
+            alignment=None if self.align is None else Alignment(self.align, objectives["train"], seed=self.seed),
         )
 
     def _statistics(self, module: nn.Module, trainer: Any) -> Objective | None:
@@ -312,6 +324,7 @@ class InterpolationBarrier(MeasurementCallback):
     def _result(self, pairing: Pairing, label: str, step: int) -> Measurement:
         keys = {name: f"{self.key(name)}/{label}" for name in pairing.barriers}
         self.barriers |= {(keys[name], step): found for name, found in pairing.barriers.items()}
+        self.barriers |= {(f"{keys[name]}/{ALIGNED}", step): found for name, found in pairing.aligned.items()}
         self.attributions |= {(keys[name], step): found for name, found in pairing.attributions.items()}
         return Measurement(tuple(quantity_of(f, self._key_of(f, label)) for f in pairing.findings))
 

@@ -10,10 +10,13 @@ from torch import nn
 
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge import StepBatch, objective_of
+from lmc_lightning.callbacks.guards import check_alike, check_choice
 from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split, between
 from lmc_lightning.callbacks.probes import draw, to_device
+from lmc_lightning.landscape.alignment import Alignment
 from lmc_lightning.landscape.barrier import Barrier, NumPoints, barrier_between
+from lmc_lightning.landscape.matching import METHODS, Method
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
 from lmc_lightning.types import BatchWeight, LossFn
 
@@ -85,6 +88,7 @@ def interpolation_barrier(
     parameters: list[str] | None = None,
     batch_weight: BatchWeight | None = None,
     metric: str = "loss",
+    align: Method | None = None,
     seed: int = 0,
 ) -> Barrier:
     """The barrier on the straight line from ``module_a`` (t = 0) to ``module_b`` (t = 1).
@@ -102,6 +106,8 @@ def interpolation_barrier(
         parameters: name patterns of the parameters that move; the others stay at ``module_a``'s.
         batch_weight: ``batch -> float``, how much a batch counts; its number of examples by default.
         metric: ``"loss"`` or ``"error"``.
+        align: ``"weights"`` or ``"activations"`` (of ``train_dataloader``): the line ends at ``module_b`` with its
+            channels permuted to match those of ``module_a``, which is the same function; :func:`align` tells how.
         seed: of the loaders' private random stream.
 
     Raises:
@@ -109,7 +115,7 @@ def interpolation_barrier(
             without ``loss_fn``.
     """
     _check_loss(module_a, loss_fn)
-    _check_alike(module_a, module_b, parameters)
+    check_alike(module_a, module_b, parameters)
     common: dict[str, Any] = {
         "loss_fn": loss_fn,
         "parameters": parameters,
@@ -122,10 +128,14 @@ def interpolation_barrier(
         batches = to_device(draw(train_dataloader, num_examples, seed), module_a)
     stats_objective = objective_of(module_a, batches, mode="train", keep_batches=True, **common)
     states = {**dict(module_b.named_parameters()), **dict(module_b.named_buffers())}
+    end_a, end_b = endpoint_of(objective), endpoint_of(objective, states)
+    if align is not None:
+        check_choice("align", align, METHODS)
+        end_b, _ = Alignment(align, objective_of(module_a, batches, **common), seed=seed).aligned(end_a, end_b)
     found = barrier_between(
         objective,
-        endpoint_of(objective),
-        endpoint_of(objective, states),
+        end_a,
+        end_b,
         num_points=num_points,
         batch_stats=batch_stats,
         stats_objective=stats_objective,
@@ -158,24 +168,6 @@ def _check_single(callback: MeasurementCallback) -> None:
             "InterpolationBarrier compares two states and cannot measure a single module. "
             "Call interpolation_barrier(module_a, module_b, dataloader)."
         )
-
-
-def _check_alike(module_a: nn.Module, module_b: nn.Module, parameters: list[str] | None) -> None:
-    of_a, of_b = dict(module_a.named_parameters()), dict(module_b.named_parameters())
-    shapes_a, shapes_b = ({name: list(p.shape) for name, p in of.items()} for of in (of_a, of_b))
-    differing = sorted(n for n in of_a.keys() | of_b.keys() if shapes_a.get(n) != shapes_b.get(n))
-    if differing:
-        shapes = f"{shapes_a.get(differing[0])} and {shapes_b.get(differing[0])}"
-        raise ValueError(
-            f"module_a and module_b differ in {', '.join(map(repr, differing[:4]))} ({shapes}). "
-            "Only networks of one architecture can be interpolated."
-        )
-    for name, parameter in of_a.items():
-        if parameters is None and not parameter.requires_grad and not torch.equal(parameter, of_b[name].to(parameter)):
-            raise ValueError(
-                f"{name!r} is frozen and differs between module_a and module_b, so the line would not end at module_b. "
-                "Call module_a.requires_grad_(), or name the parameters that shall move, parameters=[…]."
-            )
 
 
 def _check_loss(module: nn.Module, loss_fn: LossFn | None) -> None:

@@ -166,7 +166,7 @@ def _traced(objective: Objective) -> Trace:
 
 
 def _watched(objective: Objective, stacks: set[tuple[int, int]]) -> ChannelTracer:
-    with objective.box(), _plain_attention(), torch.no_grad():
+    with objective.box(), plain_attention(), torch.no_grad():
         module = objective.module_at(objective.theta())
         tracer = ChannelTracer(module, RULES, PRODUCTS, stacks)
         with LossTap() as tap, tracer:
@@ -178,8 +178,8 @@ def _watched(objective: Objective, stacks: set[tuple[int, int]]) -> ChannelTrace
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Without the fused transformer layers, whose one operation shows no axes."""
+def plain_attention() -> Iterator[None]:
+    """A context without the fused transformer layers, whose one operation shows no axes."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -257,7 +257,7 @@ class _Function:
     def _at(self, groups: Groups, permutations: Permutations) -> list[Tensor]:
         objective = self._objective
         tensors, buffers = (groups.apply(of, permutations) for of in (self._tensors, self._buffers))
-        with objective.box(), _plain_attention(), torch.no_grad(), LossTap() as tap:
+        with objective.box(), plain_attention(), torch.no_grad(), LossTap() as tap:
             module = objective.module_at(objective.layout.flatten(tensors), buffers=buffers)
             result = objective.step(module, objective.batches[0])
         return [t.detach() for t in _outputs(tap, result)]
