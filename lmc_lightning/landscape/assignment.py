@@ -129,8 +129,7 @@ class Assignment:
     """
 
     def __init__(self, groups: Groups, evidence: Sequence[Evidence]) -> None:
-        self.groups = groups
-        self.evidence = [e for e in evidence if e.channels]
+        self.groups, self.evidence = groups, list(evidence)
 
     def objective(self, permutations: Permutations, evidence: Sequence[Evidence] | None = None) -> float:
         """The sum of all evidence, or of some."""

@@ -27,7 +27,7 @@ class Matching:
         groups: What can be permuted, and what was dropped.
         permutations: Where each channel of πB is in B, by the channels of a group.
         method: What was compared.
-        objective: ⟨θ_A, πθ_B⟩ over the parameters of the groups, or the sum of the correlations of their activations.
+        objective: ⟨θ_A, πθ_B⟩ = ½(‖θ_A‖² + ‖θ_B‖² − ‖θ_A − πθ_B‖²), or the sum of the correlations of activations.
         identity_objective: The same without a permutation; never larger.
         objectives: Of all starts, the best of which was taken.
         agreement: Share of the channels that the other starts put in the same place, their mean; NaN without others.
@@ -96,8 +96,10 @@ class Matching:
         return {**state, "state": moved}
 
     def _follow(self, name: str, key: str, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.ndim == 0:
+        if not isinstance(value, Tensor):
             return value
+        if value.ndim == 0:
+            return value.clone()  # a count of steps, which optimizers change in place
         axes = self.groups.axes.get(name, ())
         if any(atom in self.permutations for term in axes for atom in atoms(term)) and (
             list(value.shape) != [term.size for term in axes]

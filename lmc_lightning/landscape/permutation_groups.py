@@ -1,7 +1,7 @@
 """Channels of a network that can be reordered together without changing its function, found in any module."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -108,12 +108,13 @@ class Groups:
         return {name: self.reorder(name, tensor, permutations) for name, tensor in tensors.items()}
 
     def reorder(self, name: str, tensor: Tensor, permutations: Permutations) -> Tensor:
-        """One reordered tensor, in the shape of the parameter or buffer of that name."""
+        """A reordered copy of one tensor, in the shape of the parameter or buffer of that name."""
+        moved = tensor
         for axis, term in enumerate(self.axes.get(name, ())):
             if any(atom in permutations for atom in atoms(term)):
                 index = index_of(term, permutations, self.within)
-                tensor = tensor.index_select(axis, index.to(tensor.device))
-        return tensor
+                moved = moved.index_select(axis, index.to(tensor.device))
+        return tensor.clone() if moved is tensor else moved
 
 
 def permutation_groups(module: nn.Module, *inputs: Any, seed: int = 0) -> Groups:
@@ -168,10 +169,8 @@ def _traced(objective: Objective) -> Trace:
 def _watched(objective: Objective, stacks: set[tuple[int, int]]) -> ChannelTracer:
     with objective.box(), plain_attention(), torch.no_grad():
         module = objective.module_at(objective.theta())
-        tracer = ChannelTracer(module, RULES, PRODUCTS, stacks)
-        with LossTap() as tap, tracer:
-            result = objective.step(module, objective.batches[0])
-        for tensor in _outputs(tap, result):
+        tracer = ChannelTracer(module, RULES, PRODUCTS, tensors_in(objective.batches[0]), stacks)
+        for tensor in _response(objective, module, tracer):
             for axis in tracer.known(tensor).axes:
                 freeze(axis, "output")
     return tracer
@@ -188,10 +187,14 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _outputs(tap: LossTap, result: Any) -> list[Tensor]:
-    """What a step gave: its loss and, where the tap sees them, the outputs behind it."""
+def _response(objective: Objective, module: nn.Module, watcher: AbstractContextManager[Any]) -> list[Tensor]:
+    """Everything that a permutation must leave as it is: the loss, what the module returns, and what the tap sees."""
+    returned: list[Tensor] = []
+    module.register_forward_hook(lambda _, inputs, output: returned.extend(tensors_in(output)))
+    with LossTap() as tap, watcher:
+        result = objective.step(module, objective.batches[0])
     tapped = tap.match(result) if isinstance(result, Tensor) and result.numel() == 1 else None
-    return [*tensors_in(result), *([tapped.outputs] if tapped else [])]
+    return [t.detach() for t in [*tensors_in(result), *returned, *([tapped.outputs] if tapped else [])]]
 
 
 def _aliases(trace: Trace, names: set[str]) -> set[str]:
@@ -257,10 +260,9 @@ class _Function:
     def _at(self, groups: Groups, permutations: Permutations) -> list[Tensor]:
         objective = self._objective
         tensors, buffers = (groups.apply(of, permutations) for of in (self._tensors, self._buffers))
-        with objective.box(), plain_attention(), torch.no_grad(), LossTap() as tap:
+        with objective.box(), plain_attention(), torch.no_grad():
             module = objective.module_at(objective.layout.flatten(tensors), buffers=buffers)
-            result = objective.step(module, objective.batches[0])
-        return [t.detach() for t in _outputs(tap, result)]
+            return _response(objective, module, nullcontext())
 
     def is_kept_by(self, groups: Groups) -> bool:
         """Whether random permutations of all ``groups`` together leave it as it is."""

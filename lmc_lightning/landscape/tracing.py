@@ -135,6 +135,7 @@ class ChannelTracer(Watcher):
         module: whose parameters and buffers are followed.
         rules: by operation.
         products: names of the operands of the operations that take data and weights.
+        inputs: the tensors of the batch.
         stacks: what an earlier trace has found to be cut, see :class:`Views`.
     """
 
@@ -143,6 +144,7 @@ class ChannelTracer(Watcher):
         module: nn.Module,
         rules: Mapping[Any, Rule],
         products: Mapping[Any, Sequence[str]],
+        inputs: Sequence[Tensor],
         stacks: Collection[tuple[int, int]] = (),
     ) -> None:
         super().__init__(rules)
@@ -151,6 +153,8 @@ class ChannelTracer(Watcher):
         self._known: dict[tuple[Any, ...], Known] = {}
         self._names: dict[tuple[Any, ...], str] = {}
         self.trace = Trace({})
+        for tensor in inputs:
+            self._known[_key(tensor)] = Known(tensor, [Channels(n, "input") for n in tensor.shape], True)
         for tensors in (module.named_parameters, module.named_buffers):
             for name, tensor in tensors(remove_duplicate=False):
                 if tensor.numel():
@@ -167,12 +171,12 @@ class ChannelTracer(Watcher):
         (rule or _unknown)(call)
 
     def known(self, tensor: Tensor) -> Known:
-        """What is known of a tensor; one that no operation has made, as the batch or a constant, keeps its places."""
+        """What is known of a tensor; one that no operation has made, a constant, keeps its places."""
         key = _key(tensor)
         if key in self._names and self._names[key] not in self.trace.order:
             self.trace.order.append(self._names[key])
         if key not in self._known:
-            self._known[key] = Known(tensor, [Channels(n, "input") for n in tensor.shape], True)
+            self._known[key] = Known(tensor, [Channels(n, "a constant") for n in tensor.shape], True)
         return self._known[key]
 
     def name(self, tensor: Tensor, axes: Axes, is_data: bool) -> None:
