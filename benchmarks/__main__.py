@@ -12,7 +12,7 @@ import torch
 from benchmarks import works
 from benchmarks.harness import Contender, Found, Trial, Values, compare, keep, summarise
 from benchmarks.report import table
-from benchmarks.tasks import barrier, eigenvalues, hvp, together, trace
+from benchmarks.tasks import barrier, eigenvalues, hvp, matching, together, trace
 from benchmarks.works import RECIPES, Work
 
 
@@ -32,6 +32,8 @@ TASKS = {
     "trace": Task(trace.contenders, trace.errors),
     "together": Task(together.contenders, together.errors),
     "barrier": Task(barrier.contenders, barrier.errors),
+    "matching": Task(matching.contenders, matching.errors),
+    "matching_planted": Task(partial(matching.contenders, planted=True), matching.errors),
 }
 
 

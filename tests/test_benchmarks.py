@@ -28,7 +28,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 
 
 def test_every_task_finds_the_truth(tiny: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = ["hvp", "lambda_max", "top5", "trace", "together", "barrier"]
+    tasks = ["hvp", "lambda_max", "top5", "trace", "together", "barrier", "matching", "matching_planted"]
     common = ["--only", "lmc_lightning", "--cache", str(tmp_path), "--no-warm-up", "--pairs", "1"]
     threads = torch.get_num_threads()
     try:
@@ -39,9 +39,11 @@ def test_every_task_finds_the_truth(tiny: Work, tmp_path: Path, capsys: pytest.C
     assert [t.task for t in trials] == tasks
     assert not [t.failure for t in trials if t.failure]
     limits = {"product": 1e-5, "eigenvalues": 1e-4, "trace": 1e-5, "loss": 1e-5, "error": 1e-6, "missing_points": 0}
+    limits |= {"distance": 1, "function": 1e-6}
     for trial in trials:
         assert trial.errors
         assert all(error <= limits[name] for name, error in trial.errors.items()), trial
+    assert trials[-1].errors["distance"] == 0
     assert "### barrier, tiny" in capsys.readouterr().out
 
 
