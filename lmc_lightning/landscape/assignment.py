@@ -175,8 +175,8 @@ class Assignment:
 
     @cached_property
     def _children(self) -> dict[Channels, list[Group]]:
-        """The groups with an order in each block of another one."""
-        return {g.channels: [c for c in self.groups if c.within is g.channels] for g in self.groups}
+        """The groups inside each block of another one, with an order in each or with one for all."""
+        return {g.channels: [c for c in self.groups if g.channels in (c.within, c.inside)] for g in self.groups}
 
     def _best(self, group: Group, permutations: Permutations, evidence: Sequence[Evidence]) -> dict[Channels, Tensor]:
         """The best order of one group with all others held; blocks together with the orders inside them."""
@@ -188,23 +188,29 @@ class Assignment:
         inside = {child.channels for child in children}
         rows = lambda term: positions(term, group.channels, without=inside)  # noqa: E731
         scores = self._sum(evidence, rows, permutations, {group.channels, *inside}, group.size)
-        orders = {}
+        inner = {}
         for child in children:
             of_child = self._block_scores(child, permutations, evidence)
-            orders[child.channels] = torch.stack(
+            best = torch.stack(
                 [torch.stack([assigned(of_child[h, :, b]) for b in range(group.size)]) for h in range(group.size)]
             )
-            scores = scores + of_child.gather(3, _columns(orders[child.channels])).sum((1, 3))
-        order = assigned(scores)
-        inner = {c: found[torch.arange(group.size), order] for c, found in orders.items()}
-        return {group.channels: order, **inner}
+            scores = scores + of_child.gather(3, _columns(best)).sum((1, 3))
+            inner[child] = best
+        orders = {group.channels: assigned(scores)}
+        for child, best in inner.items():
+            # One order for all blocks cannot be the best for each, which is what their places were found by.
+            separate = child.within is not None
+            order = best[torch.arange(group.size), orders[group.channels]] if separate else None
+            known = {**permutations, **orders}
+            orders |= self._best(child, known, evidence) if order is None else {child.channels: order}
+        return orders
 
     def _block_scores(self, group: Group, permutations: Permutations, evidence: Sequence[Evidence]) -> Tensor:
         """``(blocks, size, blocks, size)``: of each channel in each block of A with each in each block of B."""
-        blocks, shape = group.within, (group.num_orders, group.size)
+        blocks = group.within or group.inside
         if blocks is None:
             raise ValueError(f"{group.name} has no blocks.")
-        count = group.num_orders * group.size
+        shape, count = (blocks.size, group.size), blocks.size * group.size
         rows = lambda term: positions(term, group.channels, blocks).reshape(count, -1)  # noqa: E731
         return self._sum(evidence, rows, permutations, {group.channels, blocks}, count).reshape(*shape, *shape)
 

@@ -33,12 +33,14 @@ class Group:
         name: Of the first tensor that has them, and its axis: ``conv1.weight[0]``.
         channels: Their mark in the axes of all tensors.
         within: Blocks (heads of an attention, groups of a GroupNorm) inside each of which there is an order of its own.
+        inside: Blocks that all have these channels in one order.
         places: Every tensor and axis that has them.
     """
 
     name: str
     channels: Channels = field(repr=False)
     within: Channels | None = field(repr=False, default=None)
+    inside: Channels | None = field(repr=False, default=None)
     places: tuple[tuple[str, int], ...] = field(repr=False, default=())
 
     @property
@@ -211,7 +213,9 @@ def _groups(axes: Mapping[str, Sequence[Term]], names: Sequence[str]) -> tuple[G
                 if atom.reason is None and atom.size > 1:
                     places.setdefault(atom, []).append((name, axis))
     taken: dict[str, int] = {}
-    return tuple(Group(_unique(f"{at[0][0]}[{at[0][1]}]", taken), atom, None, tuple(at)) for atom, at in places.items())
+    return tuple(
+        Group(_unique(f"{at[0][0]}[{at[0][1]}]", taken), atom, places=tuple(at)) for atom, at in places.items()
+    )
 
 
 def _unique(name: str, taken: dict[str, int]) -> str:
@@ -289,23 +293,29 @@ def _tested(groups: Groups, function: _Function) -> Groups:
                 dropped[group.name] = "a random permutation changes the outputs"
         groups = replace(groups, groups=kept, dropped=dropped)
     for index, group in enumerate(groups):
-        for blocks in _blocks_of(groups, group):
-            refined = [*groups.groups]
-            refined[index] = replace(group, within=blocks)
-            if function.is_kept_by(replace(groups, groups=tuple(refined))):
-                groups = replace(groups, groups=tuple(refined))
-                break
+        for blocks, everywhere in _blocks_of(groups, group):
+            found = replace(group, within=blocks)
+            if not everywhere or not function.is_kept_by(_with(groups, index, found)):
+                found = replace(group, inside=blocks)
+            groups = _with(groups, index, found)
     return groups
 
 
-def _blocks_of(groups: Groups, group: Group) -> Iterator[Channels]:
-    """Groups that contain another one wherever it occurs: candidates for blocks with an order of their own."""
-    known = {g.channels for g in groups if g.within is None and g is not group}
-    products = [p for name, _ in group.places for term in groups.axes[name] for p in _products(term)]
-    around = [set(p.parts[: p.parts.index(group.channels)]) for p in products if group.channels in p.parts]
-    bare = any(group.channels is t for name, _ in group.places for term in groups.axes[name] for t in _outside(term))
-    common = set.intersection(*around) & known if around and not bare else set()
-    yield from (channels for channels in known if channels in common)
+def _with(groups: Groups, index: int, group: Group) -> Groups:
+    return replace(groups, groups=(*groups.groups[:index], group, *groups.groups[index + 1 :]))
+
+
+def _blocks_of(groups: Groups, group: Group) -> Iterator[tuple[Channels, bool]]:
+    """The first group that contains another one in all products, and whether that occurs in these only."""
+    terms = [term for name, _ in group.places for term in groups.axes[name]]
+    around = [set(p.parts) for term in terms for p in _products(term) if group.channels in p.parts]
+    bare = any(group.channels is t for term in terms for t in _outside(term))
+    for other in groups:
+        if other is group or not around:
+            return
+        if other.within is None and other.inside is None and all(other.channels in parts for parts in around):
+            yield other.channels, not bare
+            return
 
 
 def _products(term: Term) -> Iterator[Product]:
