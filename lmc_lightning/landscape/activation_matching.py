@@ -15,7 +15,7 @@ from lmc_lightning.landscape.assignment import Assignment, CorrelationEvidence
 from lmc_lightning.landscape.channels import Channels, Family, Product, Term, atoms, product
 from lmc_lightning.landscape.matching import Matching, matching_by
 from lmc_lightning.landscape.paths import Endpoint
-from lmc_lightning.landscape.permutation_groups import Groups, plain_attention
+from lmc_lightning.landscape.permutation_groups import Groups, watchable
 from lmc_lightning.landscape.tracing import Operand, Rule, Watcher
 from lmc_lightning.landscape.tracing_rules import PRODUCTS, RULES
 
@@ -125,7 +125,7 @@ def _seen(
 ) -> dict[tuple[int, int], Tensor]:
     """The wanted inputs of one network on one batch."""
     recorder = _Recorder(wanted)
-    with objective.box(), plain_attention(), torch.no_grad():
+    with objective.box(), watchable():
         module = objective.module_at(end.theta, buffers=end.buffers)
         with recorder:
             objective.step(module, batch, seed=seed)

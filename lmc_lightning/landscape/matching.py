@@ -59,7 +59,7 @@ class Matching:
     @property
     def moved(self) -> float:
         """Share of these channels that are elsewhere than before; 0 where there are none."""
-        return 1 - _same(self.groups, self.permutations, self.groups.identity()) if len(self.groups) else 0.0
+        return 1 - _same(self.groups, self.permutations, self.groups.identity())
 
     def apply(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Permuted copies of parameters and buffers by name, e.g. of a state dict; other names are passed on."""
@@ -197,7 +197,7 @@ def matching_by(assignment: Assignment, method: Method, restarts: int, seed: int
 def _same(groups: Groups, one: Permutations, other: Permutations) -> float:
     """Share of the channels that two permutations take from the same place."""
     equal = [int(_sources(g, one).eq(_sources(g, other)).sum()) for g in groups]
-    return sum(equal) / max(1, sum(g.size * g.num_orders for g in groups))
+    return sum(equal) / sum(g.size * g.num_orders for g in groups) if equal else 1.0
 
 
 def _sources(group: Group, permutations: Permutations) -> Tensor:

@@ -150,7 +150,7 @@ def groups_of(objective: Objective, *, seed: int = 0) -> Groups:
     trace = _traced(objective)
     layout = objective.layout
     movable = {*layout.names, *(name for name, b in objective.buffers.items() if b.is_floating_point())}
-    for name in trace.axes.keys() - _aliases(trace, movable):
+    for name in sorted(trace.axes.keys() - _aliases(trace, movable)):
         for term in trace.axes[name]:
             freeze(term, f"{name}, which is not among the parameters that move")
     axes = {name: tuple(map(resolve, terms)) for name, terms in trace.axes.items()}
@@ -169,7 +169,7 @@ def _traced(objective: Objective) -> Trace:
 
 
 def _watched(objective: Objective, stacks: set[tuple[int, int]]) -> ChannelTracer:
-    with objective.box(), plain_attention(), torch.no_grad():
+    with objective.box(), watchable():
         module = objective.module_at(objective.theta())
         tracer = ChannelTracer(module, RULES, PRODUCTS, tensors_in(objective.batches[0]), stacks)
         for tensor in _response(objective, module, tracer):
@@ -179,12 +179,13 @@ def _watched(objective: Objective, stacks: set[tuple[int, int]]) -> ChannelTrace
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """A context without the fused transformer layers, whose one operation shows no axes."""
+def watchable() -> Iterator[None]:
+    """A context in which all operations show, also in steps that differentiate: no fused transformer layers."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 
@@ -264,7 +265,7 @@ class _Function:
     def _at(self, groups: Groups, permutations: Permutations) -> list[Tensor]:
         objective = self._objective
         tensors, buffers = (groups.apply(of, permutations) for of in (self._tensors, self._buffers))
-        with objective.box(), plain_attention(), torch.no_grad():
+        with objective.box(), watchable():
             module = objective.module_at(objective.layout.flatten(tensors), buffers=buffers)
             return _response(objective, module, nullcontext())
 

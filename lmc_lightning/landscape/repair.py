@@ -115,7 +115,7 @@ def _moments(
     targets: Moments | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Moments of the layers' outputs over all batches; with ``targets``, each layer's inputs are already corrected."""
-    with objective.box(), torch.no_grad():
+    with objective.box():
         module = objective.module_at(theta, buffers=buffers)
         pools = {}
         for name in layers:

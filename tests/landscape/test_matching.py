@@ -207,6 +207,13 @@ def test_a_report_says_what_was_found_in_words_and_numbers() -> None:
     assert torch.equal(found["fc1.weight[0]"].sort().values, torch.arange(6))
 
 
+def test_a_network_without_groups_stays_as_it_is() -> None:
+    module = nn.Linear(3, 2)
+    groups = permutation_groups(module, torch.zeros(2, 3))
+    found = weight_matching(groups, state_of(module), state_of(nn.Linear(3, 2)))
+    assert (len(groups), found.moved, found.agreement) == (0, 0, 1)
+
+
 # -- where no permutation helps ----------------------------------------------------------------------------------------
 
 

@@ -185,6 +185,19 @@ def test_the_classes_stay_by_the_loss_too(loss: Callable[..., Tensor]) -> None:
     assert sizes(groups_of(Objective(case.module(), [data], loss))) == case.groups
 
 
+def test_a_step_that_differentiates_its_network_is_watched_too() -> None:
+    case = CASES["mlp"]
+
+    def penalised(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images = batch[0].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(module(images).sum(), images, create_graph=True)
+        return cross_entropy(module, batch) + slope.square().mean()
+
+    data = case.batch(6), torch.arange(6) % 3
+    with torch.inference_mode():
+        assert sizes(groups_of(Objective(case.module(), [data], penalised))) == case.groups
+
+
 def test_a_tied_parameter_is_known_by_all_its_names() -> None:
     case = CASES["transformer"]
     groups = permutation_groups(case.module(), case.batch())
