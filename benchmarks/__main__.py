@@ -12,7 +12,7 @@ import torch
 from benchmarks import works
 from benchmarks.harness import Contender, Found, Trial, Values, compare, keep, summarise
 from benchmarks.report import table
-from benchmarks.tasks import barrier, eigenvalues, hvp, radii, surfaces, together, trace
+from benchmarks.tasks import barrier, eigenvalues, hvp, matching, radii, surfaces, together, trace
 from benchmarks.works import RECIPES, Work
 
 
@@ -34,6 +34,8 @@ TASKS = {
     "barrier": Task(barrier.contenders, barrier.errors),
     "surface": Task(surfaces.contenders, surfaces.errors),
     "radii": Task(radii.contenders, radii.errors),
+    "matching": Task(matching.contenders, matching.errors),
+    "matching_planted": Task(partial(matching.contenders, planted=True), matching.errors),
 }
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmc_lightning.branching.lineage import Family
+    from lmc_lightning.callbacks.alignment import Aligned, align, align_all
     from lmc_lightning.callbacks.base import MeasurementCallback
     from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
     from lmc_lightning.callbacks.defaults import default_callbacks
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 # Imported when first used, so that the mathematics works without Lightning.
 _HOMES = {
+    "Aligned": "callbacks.alignment",
     "Barrier": "landscape.barrier",
     "CheckpointBranching": "callbacks.checkpoint_branching",
     "CurveTraining": "landscape.curves",
@@ -61,6 +63,8 @@ _HOMES = {
     "Trajectory": "landscape.trajectory",
     "VolumeSettings": "landscape.volume_result",
     "WeightTrajectory": "callbacks.weight_trajectory",
+    "align": "callbacks.alignment",
+    "align_all": "callbacks.alignment",
     "animate": "plotting.animation",
     "bisect_onset": "landscape.onset",
     "connect": "callbacks.offline_landscape",
@@ -89,6 +93,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Aligned",
     "Barrier",
     "CheckpointBranching",
     "CurveTraining",
@@ -109,6 +114,8 @@ __all__ = [
     "Trajectory",
     "VolumeSettings",
     "WeightTrajectory",
+    "align",
+    "align_all",
     "animate",
     "bisect_onset",
     "connect",

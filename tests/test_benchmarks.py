@@ -30,6 +30,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 
 def test_every_task_finds_the_truth(tiny: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tasks = ["hvp", "lambda_max", "top5", "trace", "together", "barrier", "surface", "radii"]
+    tasks += ["matching", "matching_planted"]
     common = ["--only", "lmc_lightning", "--cache", str(tmp_path), "--no-warm-up", "--pairs", "1"]
     threads = torch.get_num_threads()
     try:
@@ -47,10 +48,13 @@ def test_every_task_finds_the_truth(tiny: Work, tmp_path: Path, capsys: pytest.C
         "error": 1e-6,
         "missing_points": 0,
         "radius": 1e-3,
+        "distance": 1,
+        "function": 1e-6,
     }
     for trial in trials:
         assert trial.errors
         assert all(error <= limits[name] for name, error in trial.errors.items()), trial
+    assert trials[-1].errors["distance"] == 0
     assert "### barrier, tiny" in capsys.readouterr().out
 
 

@@ -51,7 +51,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "EdgeOfStability": {"max_products": 4},
     "Sharpness": {"num_samples": 2},
     "LossSurface": {"num_points": 3},
-    "InterpolationBarrier": {"num_points": 3, "reference": "initial"},
+    "InterpolationBarrier": {"num_points": 3, "reference": "initial", "align": "weights"},
     "ModeConnectivity": {"num_points": 3, "reference": "initial", "training": CurveTraining(num_epochs=1)},
     "MinimaVolume": {"num_directions": 4, "threshold": "rise", "rtol": 0.1},
     "LocalLearningCoefficient": {"sampling": Langevin(num_chains=2, num_burn_in=1, num_draws=4)},

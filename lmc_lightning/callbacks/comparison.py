@@ -1,7 +1,7 @@
 """Two states of a network compared on several splits: barriers of loss, error and named metrics, and extras."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lmc_lightning.callbacks.bridge import LogRecorder, StepBatch, logged_metrics
 from lmc_lightning.callbacks.guards import check_choice
+from lmc_lightning.landscape.alignment import Alignment
 from lmc_lightning.landscape.attribution import Attribution, attribution
 from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, NumPoints, barriers_on, line_profiles
 from lmc_lightning.landscape.batchnorm import has_batch_norm
@@ -24,6 +25,9 @@ from lmc_lightning.recording import Quantity
 
 Extra: TypeAlias = Literal["distances", "soup", "layers", "attribution", "figures"]
 EXTRAS: tuple[Extra, ...] = ("distances", "soup", "layers", "attribution", "figures")
+
+ALIGNED = "aligned"
+"""The part of a key that says that the second state had its channels permuted."""
 
 NamedMetrics: TypeAlias = Mapping[str, Literal["min", "max"]]
 """Metrics of ``validation_step``, and which end of each is better."""
@@ -41,6 +45,9 @@ class Finding:
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
+Findings: TypeAlias = list[Finding]
+
+
 @dataclass(frozen=True)
 class Pairing:
     """What was found for a pair of states."""
@@ -50,6 +57,8 @@ class Pairing:
     findings: Sequence[Finding]
     """Everything that is logged, the barriers first."""
     attributions: Mapping[str, Attribution] = field(default_factory=dict)
+    aligned: Mapping[str, Barrier] = field(default_factory=dict)
+    """Where alignment is asked for: barriers to the second state with its channels permuted, by the same names."""
 
 
 def metrics_of(names: NamedMetrics, objective: Any, validation: Sequence[StepBatch], recorder: LogRecorder) -> Metrics:
@@ -109,6 +118,8 @@ class Comparison:
     """Of the data of each split."""
     start: Endpoint | None = None
     """Where distances are measured from."""
+    alignment: Alignment | None = None
+    """How the second state of a pair is aligned to the first, for barriers beside those without."""
     _outputs: WeakKeyDictionary[Endpoint, dict[str, Outputs]] = field(default_factory=WeakKeyDictionary, repr=False)
 
     def between(self, end_a: Endpoint, end_b: Endpoint) -> Pairing:
@@ -117,13 +128,25 @@ class Comparison:
         barriers = self._named(barriers_on(profiles))
         attributions = dict(self._attributions(profiles, barriers)) if "attribution" in self.extras else {}
         findings = [f for name, b in barriers.items() for f in self._of_barrier(name, b, attributions.get(name))]
+        aligned, further = ({}, []) if self.alignment is None else self._aligned(self.alignment, end_a, end_b)
+        findings += further
         if "distances" in self.extras:
             findings += self._distances(end_a, end_b)
         if "soup" in self.extras:
             findings += self.soup([end_a, end_b])
         if "layers" in self.extras:
             findings += self._layers(end_a, end_b)
-        return Pairing(barriers, findings, attributions)
+        return Pairing(barriers, findings, attributions, aligned)
+
+    def _aligned(self, alignment: Alignment, end_a: Endpoint, end_b: Endpoint) -> tuple[dict[str, Barrier], Findings]:
+        end, matching = alignment.aligned(end_a, end_b)
+        barriers = self._named(barriers_on(line_profiles(self.states, end_a, end, num_points=self.num_points)))
+        found = [finding for name, barrier in barriers.items() for finding in self._of_barrier(name, barrier, None)]
+        report = matching.report()
+        return barriers, [
+            replace(f, qualifier="/".join(filter(None, (ALIGNED, f.qualifier))), evidence={**f.evidence, **report})
+            for f in found
+        ]
 
     def _named(self, by_split: Barriers) -> dict[str, Barrier]:
         return {self._name(s, m): b for s, barriers in by_split.items() for m, b in barriers.items()}

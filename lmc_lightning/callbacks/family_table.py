@@ -25,6 +25,7 @@ CELL = (
     "rest",
     "definition",
     "policy",
+    "align",
 )
 """What the replicates of one number have in common."""
 
@@ -142,6 +143,7 @@ def onset_of(table: pd.DataFrame, *, split: str, threshold: float = THRESHOLD, p
         & (table["pair"] == pair)
         & table["group"].isna()
         & table["intervention"].isna()
+        & table["align"].isna()
     ]
     if chosen.empty:
         known = sorted(set(table["split"].dropna()))

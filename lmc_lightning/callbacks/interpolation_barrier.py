@@ -1,20 +1,26 @@
 """Barriers on the straight line between the run and its children, its start, its last visit or a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from lmc_lightning.branching.lineage import Family
-from lmc_lightning.callbacks.comparison import EXTRAS, Extra, NamedMetrics, Pairing
+from lmc_lightning.callbacks.comparison import ALIGNED, EXTRAS, Comparison, Extra, NamedMetrics, Pairing
 from lmc_lightning.callbacks.family_figures import Figures, family_figures
-from lmc_lightning.callbacks.guards import check_listed
+from lmc_lightning.callbacks.guards import check_choice, check_listed
 from lmc_lightning.callbacks.pairs import PairKind
 from lmc_lightning.callbacks.pairwise import PairMeasurement
 from lmc_lightning.callbacks.probe_store import Split
+from lmc_lightning.core.objective import Objective
+from lmc_lightning.landscape.alignment import Alignment
 from lmc_lightning.landscape.attribution import Attribution
 from lmc_lightning.landscape.barrier import DEFINITIONS, NumPoints
+from lmc_lightning.landscape.matching import METHODS, Method
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats
 from lmc_lightning.recording import Measurement
+from lmc_lightning.types import Progress
 
 
 class InterpolationBarrier(PairMeasurement):
@@ -39,6 +45,8 @@ class InterpolationBarrier(PairMeasurement):
     ``…/{lr_x0.5}``                             appended for children to which something is done at the fork
     ``…/child_{j}``                             appended when a branch point has several children
     ``…/siblings_{i}_{j}``                      appended for two children of it, with ``pairs=("siblings",)``
+    ``…/aligned``                               appended, with ``align``: the same barrier to the second network with
+                                                its channels permuted, beside the one without
     ``…/{definition}``                          appended for further ``definitions``
     ``barrier/{split}_loss/{reference}``        without branching: ``initial``, ``previous``, ``average``, the file
     ``barrier/{split}_error/{reference}``       likewise
@@ -72,6 +80,9 @@ class InterpolationBarrier(PairMeasurement):
         metrics: further metrics by the name that ``validation_step`` logs, and which is better, ``"min"`` or ``"max"``.
         definitions: conventions of the barrier that are logged under keys of their own.
         batch_stats: ``"recompute"`` (default with BatchNorm), ``"interpolate"`` or ``"endpoint"``.
+        align: ``"weights"`` or ``"activations"`` (of the training split): a second path for each pair, to the second
+            network after the permutation that brings it closest to the first (arXiv 2209.04836) and keeps what it
+            computes; how that was found is in the evidence.
         extras: ``"distances"`` (2 more passes a pair), ``"soup"`` (1), ``"layers"`` (3G paths for G modules),
             ``"attribution"`` (1 in all: shares of examples in ``attributions``, those of classes in the evidence),
             ``"figures"``.
@@ -94,6 +105,7 @@ class InterpolationBarrier(PairMeasurement):
         metrics: NamedMetrics | None = None,
         definitions: Sequence[str] = ("barrier",),
         batch_stats: BatchStats | None = None,
+        align: Method | None = None,
         extras: Sequence[Extra] = (),
         **common: Any,
     ) -> None:
@@ -109,7 +121,9 @@ class InterpolationBarrier(PairMeasurement):
         )
         check_listed("definitions", definitions, DEFINITIONS)
         check_listed("extras", extras, EXTRAS)
-        self.extras = tuple(extras)
+        if align is not None:
+            check_choice("align", align, METHODS)
+        self.align, self.extras = align, tuple(extras)
         self.attributions: dict[tuple[str, int], Attribution] = {}
         """With the extra ``attribution``: shares by (key, later step)."""
         if reference is None and "distances" in extras and self.schedule.every is None:
@@ -122,8 +136,22 @@ class InterpolationBarrier(PairMeasurement):
             self.attributions.clear()
         super().setup(trainer, pl_module, stage)
 
+    def _comparison(
+        self,
+        module: nn.Module,
+        trainer: Any,
+        objectives: Mapping[Split, Objective] | None = None,
+        progress: Progress | None = None,
+    ) -> Comparison:
+        """By which, with ``align``, the second network is permuted too."""
+        comparison = super()._comparison(module, trainer, objectives, progress)
+        if self.align is None:
+            return comparison
+        return replace(comparison, alignment=Alignment(self.align, comparison.states.objective, seed=self.seed))
+
     def _result(self, pairing: Pairing, label: str, step: int) -> Measurement:
         keys = {name: f"{self.key(name)}/{label}" for name in pairing.barriers}
+        self.barriers |= {(f"{keys[name]}/{ALIGNED}", step): found for name, found in pairing.aligned.items()}
         self.attributions |= {(keys[name], step): found for name, found in pairing.attributions.items()}
         return super()._result(pairing, label, step)
 

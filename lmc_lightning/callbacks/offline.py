@@ -10,10 +10,12 @@ from torch import nn
 
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge import StepBatch, objective_of
-from lmc_lightning.callbacks.guards import check_alike, check_loss
+from lmc_lightning.callbacks.guards import check_alike, check_choice, check_loss
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split, between
 from lmc_lightning.callbacks.probes import draw, to_device
+from lmc_lightning.landscape.alignment import Alignment
 from lmc_lightning.landscape.barrier import Barrier, NumPoints, barrier_between
+from lmc_lightning.landscape.matching import METHODS, Method
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
 from lmc_lightning.types import BatchWeight, LossFn
 
@@ -85,6 +87,7 @@ def interpolation_barrier(
     parameters: list[str] | None = None,
     batch_weight: BatchWeight | None = None,
     metric: str = "loss",
+    align: Method | None = None,
     seed: int = 0,
 ) -> Barrier:
     """The barrier on the straight line from ``module_a`` (t = 0) to ``module_b`` (t = 1).
@@ -102,6 +105,8 @@ def interpolation_barrier(
         parameters: name patterns of the parameters that move; the others stay at ``module_a``'s.
         batch_weight: ``batch -> float``, how much a batch counts; its number of examples by default.
         metric: ``"loss"`` or ``"error"``.
+        align: ``"weights"`` or ``"activations"`` (of ``train_dataloader``): the line ends at ``module_b`` with its
+            channels permuted to match those of ``module_a``, which is the same function; :func:`align` tells how.
         seed: of the loaders' private random stream.
 
     Raises:
@@ -122,10 +127,14 @@ def interpolation_barrier(
         batches = to_device(draw(train_dataloader, num_examples, seed), module_a)
     stats_objective = objective_of(module_a, batches, mode="train", keep_batches=True, **common)
     states = {**dict(module_b.named_parameters()), **dict(module_b.named_buffers())}
+    end_a, end_b = endpoint_of(objective), endpoint_of(objective, states)
+    if align is not None:
+        check_choice("align", align, METHODS)
+        end_b, _ = Alignment(align, objective_of(module_a, batches, **common), seed=seed).aligned(end_a, end_b)
     found = barrier_between(
         objective,
-        endpoint_of(objective),
-        endpoint_of(objective, states),
+        end_a,
+        end_b,
         num_points=num_points,
         batch_stats=batch_stats,
         stats_objective=stats_objective,
