@@ -17,6 +17,7 @@ from lmc_lightning.experiments.build import build
 from lmc_lightning.experiments.study import Config
 from lmc_lightning.landscape.barrier import DEFINITIONS
 from lmc_lightning.landscape.curves import CurveTraining
+from lmc_lightning.landscape.matching import Method
 from lmc_lightning.landscape.paths import NUM_POINTS
 
 
@@ -126,7 +127,14 @@ def distance(first: Trained, second: Trained) -> dict[str, float]:
     return {"distance/l2": l2, "distance/over_norm": l2 / (0.5 * float(a.norm() + b.norm()))}
 
 
+def aligned_barrier(first: Trained, second: Trained, *, align: Method = "weights", **options: Any) -> dict[str, float]:
+    """:func:`barrier` to the second cell with its channels permuted to match the first one's."""
+    found = barrier(first, second, align=align, **options)
+    return {f"aligned_{name}": value for name, value in found.items()}
+
+
 MEASURES: Mapping[str, Callable[..., dict[str, float]]] = {
+    "aligned_barrier": aligned_barrier,
     "barrier": barrier,
     "curve": curve,
     "distance": distance,

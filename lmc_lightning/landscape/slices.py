@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -242,8 +242,9 @@ def _evaluated(
     states: StateEvaluator, points: Iterable[Tensor], buffers: Mapping[str, Tensor]
 ) -> Iterator[dict[str, float]]:
     """The metrics of many states: the one place where the points of a surface are evaluated."""
-    for theta in points:
-        yield _metrics(states.at(theta, buffers))
+    drawn = iter(points)
+    while block := list(islice(drawn, _SAVE_EVERY)):
+        yield from map(_metrics, states.along([(theta, buffers) for theta in block]))
 
 
 def _metrics(by_split: Mapping[str, Measured]) -> dict[str, float]:

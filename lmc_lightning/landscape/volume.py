@@ -96,7 +96,7 @@ class _Landscape:
     def values(self, thetas: list[Tensor]) -> list[float]:
         """Loss or error of several points: the one place where they are evaluated."""
         self.num_losses += len(thetas)
-        found = [self.objective.evaluate(theta, buffers=self.buffers) for theta in thetas]
+        found = self.objective.evaluate_many(thetas, buffers=[self.buffers] * len(thetas))
         if self.settings.metric == "loss":
             return [evaluation.loss for evaluation in found]
         errors = [evaluation.error for evaluation in found if evaluation.error is not None]

@@ -598,8 +598,14 @@ def test_misuse_raises_at_construction(arguments: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
-        (lambda: [barrier()], r"nothing to compare with. Add CheckpointBranching .*'initial', 'previous' or the path"),
-        (lambda: [barrier(reference="first")], r"Expected reference to be 'initial', 'previous' or a checkpoint file"),
+        (
+            lambda: [barrier()],
+            r"nothing to compare with. Add CheckpointBranching .*'initial', 'previous', 'average' or the path",
+        ),
+        (
+            lambda: [barrier(reference="first")],
+            r"Expected reference to be 'initial', 'previous', 'average' or a checkpoint file",
+        ),
         (
             lambda: [CheckpointBranching(epochs=(0,)), barrier(reference="initial")],
             r"compares children with the trunk; got reference='initial' too. Leave it out",

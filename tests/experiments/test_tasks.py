@@ -118,14 +118,16 @@ def test_pairs_have_all_measures_and_unknown_ones_are_named(branched):
     cells = [o.id for o in outcomes.values() if o.kind == "cell"]
     study = Study.of(BRANCHED)
     known = {"curve": {"num_epochs": 1, "num_points": 3, "batch_size": 32}, "similarity": {}, "distance": {}}
+    known["aligned_barrier"] = {"num_points": 3, "num_examples": 32, "splits": ["test"]}
     found = run_task(study, Task("more", "pair", tuple(cells), measures=known), folder)
     assert found.reason is None
     assert found.metrics["curve/length"] >= found.metrics["curve/line_length"]
     assert found.metrics["distance/l2"] == pytest.approx(found.metrics["curve/line_length"], rel=1e-6)
+    assert found.metrics["aligned_barrier/test_loss"] >= 0
     assert -0.2 < found.metrics["similarity/mean"] <= 1
     tasks.record_path(folder, "more").unlink()
     outcome = run_task(study, Task("odd", "pair", tuple(cells), measures={"nope": {}}), folder)
-    assert "A pair is measured by barrier, curve, distance, similarity, not" in outcome.reason
+    assert "A pair is measured by aligned_barrier, barrier, curve, distance, similarity, not" in outcome.reason
     tasks.record_path(folder, "odd").unlink()
 
 
