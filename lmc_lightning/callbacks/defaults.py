@@ -6,7 +6,7 @@ from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.hessian_spectrum import HessianSpectrum
 from lmc_lightning.callbacks.sharpness import Sharpness
 
-SHARES = (0.6, 0.4)
+SHARES = (0.7, 0.3)
 """Of what the callbacks may take together, by what a visit of each costs."""
 
 TOLERANCE, MAX_PRODUCTS, NUM_SAMPLES = 0.3, 16, 2
