@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
-from lmc_lightning.recording import slug
+from lmc_lightning.core.files import slug
 from lmc_lightning.types import LossFn
 
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")

@@ -10,6 +10,7 @@ from torch import nn
 
 from lmc_lightning.branching.averaging import averaging
 from lmc_lightning.branching.lineage import Family
+from lmc_lightning.callbacks.barrier_charts import barrier_charts
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge import LogRecorder, collective_of
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
@@ -39,6 +40,7 @@ from lmc_lightning.landscape.attribution import Attribution
 from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, NumPoints
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
 from lmc_lightning.landscape.states import Metrics, StateEvaluator
+from lmc_lightning.loggers import Chart
 from lmc_lightning.recording import Measurement
 from lmc_lightning.schedule import Axis
 
@@ -147,8 +149,7 @@ class InterpolationBarrier(MeasurementCallback):
         """With the extra ``attribution``: shares by (key, later step)."""
         self._reference = Reference(reference)
         self._family = ""
-        if reference is None and "distances" in extras and self.schedule.every is None:
-            # The start is what distances are relative to: the family keeps the weights that somebody asks for.
+        if reference is None and "distances" in extras and self.schedule.every is None:  # relative to the start
             self.schedule = replace(self.schedule, points=self.schedule.points | {0})
 
     # -- hooks -------------------------------------------------------------------------------------------------------
@@ -234,8 +235,8 @@ class InterpolationBarrier(MeasurementCallback):
             for work in work_on(family, pairs, comparison, self._is_wanted):
                 self._do(work, trainer)
             records = self.results if "figures" in self.extras else None
-            drawn = Measurement((), figures=family_figures(family, self.barriers, records, self.name))
-            self._recorder.add(drawn, step=self._step, epoch=family.end.epoch, loggers=loggers)
+            drawn = family_figures(family, self.barriers, records, self.name)
+            self._recorder.add(Measurement((), figures=drawn), step=self._step, epoch=family.end.epoch, loggers=loggers)
             if trainer.is_global_zero:
                 write_tables(self.to_table(), family.folder, self.name)
         for logger in loggers:
@@ -262,9 +263,8 @@ class InterpolationBarrier(MeasurementCallback):
         with self._recorded(f"{self.kind}/{work.label}", work.step, work.epoch), collective_of(trainer).agreed():
             with glass_box(), Meter(trainer.strategy.root_device, self.clock) as meter:
                 pairing = work.measure()
-            measurement = self._result(pairing, work.label, work.step)
             evidence = {**work.lineage, "later_epoch": work.epoch, **NO_DERIVATIVES, **meter.evidence}
-            measurement = replace(measurement, evidence=evidence)
+            measurement = replace(self._result(pairing, work.label, work.step), evidence=evidence)
             self._recorder.add(measurement, step=work.step, epoch=work.epoch, loggers=loggers)
 
     @contextmanager
@@ -333,6 +333,10 @@ class InterpolationBarrier(MeasurementCallback):
     def to_table(self) -> pd.DataFrame:
         """One row for each pair, later epoch, split, metric and definition; see :func:`family_table`."""
         return family_table(self.results, self._family)
+
+    def charts(self) -> list[Chart]:
+        """All branch points in one chart for each split and metric."""
+        return barrier_charts(self.tag, self.splits, self.metrics, self.definitions)
 
     # -- state -------------------------------------------------------------------------------------------------------
 
