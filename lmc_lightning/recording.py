@@ -1,24 +1,31 @@
 """Records of what was measured, and the one place that writes them: memory, table file, loggers."""
 
 import copy
-import io
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from PIL import Image
 
-from lmc_lightning.core.files import write_atomic
-from lmc_lightning.loggers import Embedding, Mesh, log_embedding, log_histogram, log_mesh, log_picture, shows_pictures
-from lmc_lightning.plotting.style import pixels
+from lmc_lightning.core.files import slug, write_atomic
+from lmc_lightning.loggers import (
+    Embedding,
+    Mesh,
+    Scalars,
+    log_embedding,
+    log_histogram,
+    log_mesh,
+    log_picture,
+    log_scalars,
+    shows_pictures,
+)
+from lmc_lightning.media import Picture, draw, save_arrays, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,21 +76,35 @@ class Measurement:
 
     def values(self) -> dict[str, float]:
         """All values and standard errors by key."""
-        return _named((q, "all") for q in self.quantities)
+        shown = [replace(q, log="all") for q in self.quantities]
+        scalars = replace(self, quantities=tuple(shown)).scalars()
+        return {**scalars.values, **scalars.errors}
 
-    def scalars(self) -> dict[str, float]:
-        """The values and standard errors that loggers show, by key."""
-        return _named((q, q.log) for q in self.quantities)
+    def scalars(self, banded: Collection[str] = ()) -> Scalars:
+        """What loggers show, with a band of ± 2 standard errors for some keys."""
+        shown = [q for q in self.quantities if q.log != "none"]
+        errors = [(q.name, q) for q in shown if q.log == "all"]
+        return Scalars(
+            _finite_only((q.name, q.value) for q in shown),
+            _finite_only(pair for name, q in errors for pair in _errors(name, q)),
+            {q.name: _band(q) for q in shown if q.name in banded and _finite(q.value) is not None},
+        )
 
 
-def _named(quantities: Iterable[tuple[Quantity, Shown]]) -> dict[str, float]:
-    named: dict[str, float | None] = {}
-    for q, shown in quantities:
-        if shown != "none":
-            named[q.name] = q.value
-        if shown == "all":
-            named |= {f"{q.name}_stderr": q.stderr, f"{q.name}_stderr_data": q.stderr_data}
-    return {k: float(v) for k, v in named.items() if v is not None and math.isfinite(v)}
+def _errors(name: str, quantity: Quantity) -> Iterator[tuple[str, float | None]]:
+    yield f"{name}_stderr", quantity.stderr
+    yield f"{name}_stderr_data", quantity.stderr_data
+
+
+def _band(quantity: Quantity) -> tuple[float, float]:
+    """Over probes and over examples, which are drawn independently of each other."""
+    value = _finite(quantity.value) or 0.0
+    half = 2 * math.hypot(*(_finite(e) or 0.0 for e in (quantity.stderr, quantity.stderr_data)))
+    return value - half, value + half
+
+
+def _finite_only(numbers: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    return {k: float(v) for k, v in numbers if v is not None and math.isfinite(v)}
 
 
 @dataclass(frozen=True)
@@ -121,6 +142,10 @@ class Recorder:
         self.file_name = f"{kind}.jsonl"
         self.earlier_file: str | None = None
         """The table file of the run that is resumed."""
+        self.banded: frozenset[str] = frozenset()
+        """Keys of which a chart shows the error as a band."""
+        self.drawn: set[str] = set()
+        """Keys of pictures, histograms, surfaces and point clouds."""
         self.errors: list[str] = []
         """Why something could not be written or shown; each reason once."""
         self._warned: set[str] = set()
@@ -138,19 +163,22 @@ class Recorder:
         pictures = self._pictures(measurement, shown)
         for logger in shown:
             with self._noted():
-                _show(logger, measurement, pictures, step)
+                _show(logger, measurement, measurement.scalars(self.banded), pictures, step)
+        self.drawn |= {*pictures, *measurement.histograms, *measurement.meshes, *measurement.embeddings}
+        drawn = {key: picture.data for key, picture in pictures.items()}
+        counted = {key: {"values": values} for key, values in measurement.histograms.items()}
         for key, picture in pictures.items():
-            self._save_picture(picture, key, step)
-        for key, arrays in measurement.arrays.items():
-            self._save_arrays(arrays, key, step)
+            self._keep(save_picture, picture, key, step)
+        for key, arrays in {**drawn, **counted, **measurement.arrays}.items():
+            self._keep(save_arrays, arrays, key, step)
 
-    def _pictures(self, measurement: Measurement, loggers: list[Any]) -> dict[str, np.ndarray]:
-        """The figures in pixels, each rendered once for all who show it."""
-        found: dict[str, np.ndarray] = {}
+    def _pictures(self, measurement: Measurement, loggers: list[Any]) -> dict[str, Picture]:
+        """The figures, each rendered once for all who show it."""
+        found: dict[str, Picture] = {}
         if self.directory is not None or any(shows_pictures(logger) for logger in loggers):
-            for key, draw in measurement.figures.items():
+            for key, figure in measurement.figures.items():
                 with self._noted():
-                    found[key] = pixels(draw())
+                    found[key] = draw(figure)
         return found
 
     @contextmanager
@@ -216,20 +244,12 @@ class Recorder:
             lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self.records)
             self._write(self.path, lines.encode())
 
-    def _save_picture(self, picture: np.ndarray, key: str, step: int) -> None:
+    def _keep(self, save: Callable[[Path, Any, str, int], None], what: Any, key: str, step: int) -> None:
         if self.directory is not None:
             try:
-                save_picture(self.directory, picture, key, step)
+                save(self.directory, what, key, step)
             except OSError as error:
                 self._note(f"Cannot write {slug(key)}: {error}")
-
-    def _save_arrays(self, arrays: Mapping[str, np.ndarray], key: str, step: int) -> None:
-        if self.directory is not None:
-            path = self.directory / "arrays" / f"{slug(key)}_{step:06d}.npz"
-            try:
-                write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-            except OSError as error:
-                self._note(f"Cannot write {path.name}: {error}")
 
     def _write(self, path: Path, content: bytes) -> None:
         try:
@@ -296,27 +316,18 @@ def _record(kind: str, step: int, epoch: int, quantity: Quantity, shared: Mappin
     return Record(kind, step, epoch, quantity.name, value, stderr, quantity.unit, evidence, status, quantity.log)
 
 
-def _show(logger: Any, measurement: Measurement, pictures: Mapping[str, np.ndarray], step: int) -> None:
+def _show(logger: Any, measurement: Measurement, scalars: Scalars, pictures: Mapping[str, Picture], step: int) -> None:
     """Show a measurement in one Lightning logger at x = ``step``: scalars everywhere, the rest where it can."""
-    scalars = measurement.scalars()
-    if scalars:
-        logger.log_metrics(scalars, step=step)
+    if scalars.values:
+        log_scalars(logger, scalars, step)
     for key, values in measurement.histograms.items():
         log_histogram(logger, key, values, step)
     for key, picture in pictures.items():
-        log_picture(logger, key, picture, step)
+        log_picture(logger, key, picture.pixels, step)
     for key, mesh in measurement.meshes.items():
         log_mesh(logger, key, mesh, step)
     for key, embedding in measurement.embeddings.items():
         log_embedding(logger, key, embedding, step)
-
-
-def save_picture(directory: Path, picture: np.ndarray, key: str, step: int) -> None:
-    """Write a figure to ``<directory>/figures/<key>_<step>.png``."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="png")
-    path = directory / "figures" / f"{slug(key)}_{step:06d}.png"
-    write_atomic(path, lambda file: file.write(buffer.getvalue()))
 
 
 def plain(value: Any) -> Any:
@@ -334,8 +345,3 @@ def plain(value: Any) -> Any:
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
-
-
-def slug(text: str) -> str:
-    """``text`` as a file name."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_")

@@ -39,7 +39,7 @@ def failed(callbacks: Iterable[Any]) -> list[Record]:
 def _visit_table(records: Sequence[Record]) -> str:
     if not records:
         return ""
-    cells = pd.DataFrame([{"epoch": r.epoch, "step": r.step, "name": r.name, "cell": _number(r)} for r in records])
+    cells = pd.DataFrame([{"epoch": r.epoch, "step": r.step, "name": r.name, "cell": number(r)} for r in records])
     order = list(dict.fromkeys(r.name for r in records))
     table = cells.pivot_table(index=["epoch", "step"], columns="name", values="cell", aggfunc="last")[order]
     return "Visits\n" + table.reset_index().rename_axis(columns=None).to_string(index=False, na_rep="")
@@ -55,7 +55,7 @@ def _pair_table(records: Sequence[Record]) -> str:
                 "later epoch": r.evidence["later_epoch"],
                 "child": str(r.evidence["child"]),
                 "name": r.name.split("/k1_")[0].removeprefix("barrier/"),
-                "cell": _number(r),
+                "cell": number(r),
             }
             for r in records
         ]
@@ -64,7 +64,8 @@ def _pair_table(records: Sequence[Record]) -> str:
     return "Barriers\n" + table.reset_index().rename_axis(columns=None).to_string(index=False, na_rep="")
 
 
-def _number(record: Record) -> str:
+def number(record: Record) -> str:
+    """A value with its error over examples, else over probes, and what is wrong with it."""
     if record.value is None:
         return "–"
     over_data = record.evidence.get("stderr_data")

@@ -16,8 +16,9 @@ ALLOWED = {
     "landscape": {"types", "core", "linalg"},
     "branching": {"types", "core"},
     "schedule": set(),
-    "loggers": set(),
-    "recording": {"core", "plotting", "loggers"},
+    "loggers": {"core"},
+    "media": {"core", "plotting", "loggers"},
+    "recording": {"core", "loggers", "media"},
     "summary": {"recording"},
     "plotting": {"landscape", "linalg"},
     "callbacks": {
@@ -29,6 +30,7 @@ ALLOWED = {
         "schedule",
         "recording",
         "loggers",
+        "media",
         "plotting",
         "summary",
     },
@@ -44,6 +46,7 @@ ALLOWED = {
         "schedule",
         "recording",
         "loggers",
+        "media",
         "plotting",
         "summary",
         "callbacks",
@@ -88,7 +91,7 @@ def test_lightning_and_matplotlib_stay_in_their_places(path: Path) -> None:
     roots = {m.split(".")[0] for m, _ in imports(path)}
     if not is_in(path, LIGHTNING_IN):
         assert not roots & {"lightning", "pytorch_lightning"}
-    if part_of(path) not in ("plotting", "recording", "callbacks"):
+    if part_of(path) not in ("plotting", "media", "recording", "callbacks"):
         assert "matplotlib" not in roots
 
 

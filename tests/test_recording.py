@@ -21,8 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lmc_lightning import HessianSpectrum, Record, Sharpness
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.core.files import slug
 from lmc_lightning.plotting.style import figure_of, new_axes
-from lmc_lightning.recording import Measurement, Quantity, Recorder, plain, slug
+from lmc_lightning.recording import Measurement, Quantity, Recorder, plain
 from tests.callbacks.runs import Classifier, Rows, TensorBoardLogger, batches, fit
 
 
@@ -227,7 +228,8 @@ def test_figures_are_drawn_only_where_they_are_shown_or_kept() -> None:
     pictures = TensorBoardLogger()
     recorder.add(measurement, step=0, epoch=0, loggers=[pictures, Rows()])
     assert drawn == [1]
-    assert (pictures.histograms, pictures.figures) == ([(0, "test/values")], [(0, "test/figure")])
+    assert pictures.histograms == [(0, "test/values"), (0, "test/values_symlog")]
+    assert pictures.figures == [(0, "test/figure")]
     assert not recorder.records
 
 
@@ -315,7 +317,12 @@ def test_every_logger_has_the_values_of_the_records_at_their_steps(tmp_path: Pat
     in_csv = {(k, int(row["step"])): float(v) for row in table for k, v in row.items() if "sharpness/" in k and v}
     errors = {(f"{r.name}_stderr", r.step): r.stderr for r in ours.results if r.stderr is not None}
     assert in_csv == records | errors
-    assert in_tensorboard == {key: pytest.approx(value, rel=1e-6) for key, value in in_csv.items()}
+    bands = {
+        (f"sharpness/average/{end}", step): records["sharpness/average", step] + sign * error
+        for (_, step), error in errors.items()
+        for end, sign in (("low", -2), ("high", 2))
+    }
+    assert in_tensorboard == {key: pytest.approx(value, rel=1e-5) for key, value in (records | bands).items()}
     lines_of_file = (Path(loggers[0].log_dir) / "lmc" / "sharpness.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines_of_file] == [asdict(r) for r in ours.results]
     assert ours.to_pandas(wide=True)["sharpness/worst_case"].tolist() == [

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
@@ -20,16 +19,18 @@ from lmc_lightning.callbacks.examination import examine
 from lmc_lightning.callbacks.guards import check_common, check_module, check_names, check_trainer
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split
 from lmc_lightning.callbacks.probes import Probes
+from lmc_lightning.callbacks.reporting import Reporting
 from lmc_lightning.callbacks.visits import Pending, Visit, optimizer_states
 from lmc_lightning.core.collective import InterruptedMeasurementError
+from lmc_lightning.core.files import slug
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.shadow import Mode
-from lmc_lightning.recording import Measurement, Record, Recorder, slug
+from lmc_lightning.recording import Measurement, Record, Recorder
 from lmc_lightning.schedule import Axis, Schedule
 from lmc_lightning.types import BatchWeight, LossFn
 
 
-class MeasurementCallback(Callback, ABC):
+class MeasurementCallback(Reporting, ABC):
     """Measures the training state at scheduled points and leaves training bit-identical.
 
     Leaves implement :meth:`measure`. Results are kept in ``results``, written to ``<log_dir>/lmc/<name>.jsonl`` and
@@ -107,11 +108,6 @@ class MeasurementCallback(Callback, ABC):
         """The quantities of one visit. Runs inside the glass box, on a shadow; an exception becomes a record."""
 
     @property
-    def results(self) -> list[Record]:
-        """All records so far."""
-        return self._recorder.records
-
-    @property
     def failures(self) -> list[Record]:
         """Visits that failed, with their reasons."""
         return self._recorder.failures
@@ -140,6 +136,7 @@ class MeasurementCallback(Callback, ABC):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Visit the start, or what a resumed run has left open."""
+        super().on_train_start(trainer, pl_module)
         self._last_global_step = trainer.global_step
         if trainer.global_step == 0 or not self._step:
             self._step, self._budget = trainer.global_step, Budget(self._budget.max_overhead)
@@ -296,14 +293,8 @@ class MeasurementCallback(Callback, ABC):
 
     def objective(self, module: nn.Module, batches: Sequence[StepBatch], **options: Any) -> Objective:
         """The module's loss on given batches, under this callback's options and those of :func:`objective_of`."""
-        own = {
-            "loss_fn": self.loss_fn,
-            "parameters": self.parameters,
-            "batch_weight": self.batch_weight,
-            "mode": self.mode,
-            "match_precision": self.match_precision,
-            "seed": self.seed,
-        }
+        names = ("loss_fn", "parameters", "batch_weight", "mode", "match_precision", "seed")
+        own = {name: getattr(self, name) for name in names}
         return objective_of(module, batches, **own | {k: v for k, v in options.items() if v is not None})
 
     def _fail(self, reason: str, step: int, epoch: int) -> None:

@@ -13,9 +13,9 @@ from lmc_lightning.branching.lineage import Family, Node
 from lmc_lightning.callbacks.pairs import Pair, pairs_of
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.loggers import log_picture
+from lmc_lightning.media import draw, save_arrays, save_picture
 from lmc_lightning.plotting.differences import plot_differences
-from lmc_lightning.plotting.style import figure_of, pixels
-from lmc_lightning.recording import save_picture
+from lmc_lightning.plotting.style import figure_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,11 +98,12 @@ def report_differences(family: Family, trainer: Any, known: set[str]) -> None:
             for row in shown.itertuples():
                 for logger in trainer.loggers:
                     logger.log_metrics({f"difference/{quantity}/{pair.label}": row.difference}, step=int(row.step))
-    for key, draw in difference_figures(table).items():
-        picture = pixels(draw())
+    for key, figure in difference_figures(table).items():
+        picture = draw(figure)
         save_picture(family.folder.parent, picture, key, family.end.step)
+        save_arrays(family.folder.parent, picture.data, key, family.end.step)
         for logger in trainer.loggers:
-            log_picture(logger, key, picture, family.end.step)
+            log_picture(logger, key, picture.pixels, family.end.step)
     for logger in trainer.loggers:
         logger.save()
 

@@ -18,6 +18,7 @@ from lmc_lightning.landscape.batchnorm import has_batch_norm
 from lmc_lightning.landscape.dynamics import batch_statistics, update_prediction
 from lmc_lightning.landscape.memory_plan import memory_plan
 from lmc_lightning.landscape.stability import GUARD_PAIRS, Stability, stability
+from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.recording import Measurement
 
 
@@ -38,6 +39,8 @@ class EdgeOfStability(MeasurementCallback):
     ``stability/gradient_noise_scale``  tr Σ/‖g‖² [examples], with ``_stderr`` by jackknife over batches
     ``stability/update_prediction``     −gᵀΔ + ½ΔᵀHΔ of the step Δ that led here, with ``_stderr`` over chunks
     ``stability/update_realised``       the change of the probe loss by that step, with ``_stderr`` over chunks
+    ``stability/limit/full_batch``      1, at which full-batch training hovers: a line for charts
+    ``stability/limit/mini_batch``      (1−β)/(1+β), at which small batches saturate, with momentum β (SGD)
     ``stability/chart``                 figure of the first two against steps, at the end of the run
     ==================================  =============================================================================
 
@@ -101,6 +104,15 @@ class EdgeOfStability(MeasurementCallback):
                 "not_reported": dict(not_reported(full, batches, update)),
             },
         )
+
+    def charts(self) -> list[Chart | Band]:
+        """Stability with its two limits, and the change of the loss that was predicted beside the one that came."""
+        return [
+            Chart("stability and its limits", (self.tag("(limit/)?(full|mini)_batch"),)),
+            Band("batch sharpness ± 2 standard errors", self.key("batch_sharpness")),
+            Band("gradient noise scale ± 2 standard errors [examples]", self.key("gradient_noise_scale")),
+            Chart("change of the loss by the last step", (self.tag("update_(prediction|realised)"),)),
+        ]
 
     def _full_batch(
         self, visit: Visit, objective: Objective, theta: Tensor

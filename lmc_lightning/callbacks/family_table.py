@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from lmc_lightning.core.files import write_atomic
+from lmc_lightning.core.files import slug, write_atomic
 from lmc_lightning.landscape.bands import seed_standard_error
 from lmc_lightning.landscape.barrier import DEFINITIONS
 from lmc_lightning.landscape.onset import THRESHOLD, Onset, onset
-from lmc_lightning.recording import Record, slug
+from lmc_lightning.recording import Record
 
 CELL = (
     "k1",

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 
-from lmc_lightning.recording import slug
+from lmc_lightning.core.files import slug
 from lmc_lightning.types import LossFn
 
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")

@@ -11,7 +11,12 @@ from lmc_lightning.callbacks.second_order import SecondOrder
 from lmc_lightning.callbacks.spectrum_attribution import attribute
 from lmc_lightning.callbacks.spectrum_figures import draw_block_densities, draw_density
 from lmc_lightning.callbacks.spectrum_options import check_choices, check_limits, check_numbers
-from lmc_lightning.callbacks.spectrum_quantities import cost_evidence, spectrum_arrays, spectrum_quantities
+from lmc_lightning.callbacks.spectrum_quantities import (
+    cost_evidence,
+    spectrum_arrays,
+    spectrum_charts,
+    spectrum_quantities,
+)
 from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.core.hvp import CurvatureProduct
 from lmc_lightning.core.objective import Objective
@@ -20,6 +25,7 @@ from lmc_lightning.landscape.curvature import Operator, spectrum
 from lmc_lightning.landscape.exact_trace import ExactnessCheck
 from lmc_lightning.landscape.spectrum_result import SpectrumResult
 from lmc_lightning.landscape.stability import Stability, stability
+from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.recording import Measurement, Quantity
 
 
@@ -179,6 +185,10 @@ class HessianSpectrum(MeasurementCallback):
         if not self.attribution:
             return measurement
         return attribute(objective, theta, result, self.operator).added_to(measurement, self.key, visit.epoch)
+
+    def charts(self) -> list[Chart | Band]:
+        """λ_max and trace with their errors, and what belongs to them."""
+        return spectrum_charts(self.key, self.tag, signed=self.operator == "hessian")
 
     def _measurement(self, visit: Visit, objective: Objective, result: SpectrumResult, limit: Stability) -> Measurement:
         quantities = list(spectrum_quantities(result, self.key, self._second_order.status))

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from lmc_lightning.branching.lineage import Family
+from lmc_lightning.callbacks.barrier_charts import barrier_charts
 from lmc_lightning.callbacks.comparison import ALIGNED, EXTRAS, Comparison, Extra, NamedMetrics, Pairing
 from lmc_lightning.callbacks.family_figures import Figures, family_figures
 from lmc_lightning.callbacks.guards import check_choice, check_listed
@@ -19,6 +20,7 @@ from lmc_lightning.landscape.attribution import Attribution
 from lmc_lightning.landscape.barrier import DEFINITIONS, NumPoints
 from lmc_lightning.landscape.matching import METHODS, Method
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats
+from lmc_lightning.loggers import Chart
 from lmc_lightning.recording import Measurement
 from lmc_lightning.types import Progress
 
@@ -154,6 +156,10 @@ class InterpolationBarrier(PairMeasurement):
         self.barriers |= {(f"{keys[name]}/{ALIGNED}", step): found for name, found in pairing.aligned.items()}
         self.attributions |= {(keys[name], step): found for name, found in pairing.attributions.items()}
         return super()._result(pairing, label, step)
+
+    def charts(self) -> list[Chart]:
+        """All branch points in one chart for each split and metric."""
+        return barrier_charts(self.tag, self.splits, self.metrics, self.definitions)
 
     def _figures(self, family: Family) -> Figures:
         records = self.results if "figures" in self.extras else None

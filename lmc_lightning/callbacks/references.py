@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lmc_lightning.branching.averaging import average_of
+from lmc_lightning.core.files import slug
 from lmc_lightning.core.params import ParameterLayout, parameter_layout
-from lmc_lightning.recording import slug
 from lmc_lightning.schedule import Schedule
 
 _OF_THE_RUN = ("initial", "previous", "average")

@@ -23,7 +23,11 @@ from lmc_lightning.landscape.sharpness_family import (
     require_known,
     sharpness,
 )
+from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.recording import Measurement, Quantity, Status
+
+RISES = ("worst_case", "adaptive", "average", "adaptive_linf", "m_sharpness", "random_max", "average_adaptive")
+"""Measures in units of the loss."""
 
 
 class Sharpness(MeasurementCallback):
@@ -150,6 +154,17 @@ class Sharpness(MeasurementCallback):
             tuple(self._quantity(name, found) for name, found in result.measures.items()),
             evidence={"num_matvecs": 0, "num_gradients": result.num_gradients, "num_losses": result.num_losses},
         )
+
+    def charts(self) -> list[Chart | Band]:
+        """The rises of the loss together, and the average one with its error."""
+        end = "/logit_normalized" if self.logit_normalized else ""
+        rises = tuple(self.tag(f"{name}{end}") for name in self.measures if name in RISES)
+        charts: list[Chart | Band] = [Chart("rise of the loss near θ", rises)] if rises else []
+        if "average" in self.measures:
+            charts.append(Band("average rise ± 2 standard errors", self.key(f"average{end}")))
+        if "flatness_profile" in self.measures:
+            charts.append(Chart("mean rise at growing radii", (self.tag(rf"flatness_profile/r_\d+{end}"),)))
+        return charts
 
     def _quantity(self, name: str, found: Measured) -> Quantity:
         key = self.key(f"{name}/logit_normalized" if self.logit_normalized else name)

@@ -9,6 +9,7 @@ import numpy as np
 from lmc_lightning.callbacks.spectrum_figures import NUM_SHOWN
 from lmc_lightning.landscape.blocks import largest_blocks
 from lmc_lightning.landscape.spectrum_result import SpectrumResult
+from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.recording import Quantity, Shown, Status
 
 Key = Callable[[str], str]
@@ -152,6 +153,23 @@ def spectrum_arrays(result: SpectrumResult) -> dict[str, np.ndarray]:
         "tensor_names": np.array(result.tensor_names),
         "tensor_sizes": np.array(result.tensor_sizes),
     }
+
+
+def spectrum_charts(key: Key, tag: Key, *, signed: bool) -> list[Chart | Band]:
+    """What is to be seen together; ``signed`` of matrices that have negative eigenvalues."""
+    charts: list[Chart | Band] = [
+        Band("λ_max ± 2 standard errors", key("lambda_max")),
+        Band("trace ± 2 standard errors", key("trace")),
+        Chart("eigenvalues at the top", (tag("lambda_max"), tag(r"eigenvalue_\d+"))),
+        Chart("ranks", (tag("(effective|stable)_rank"),)),
+        Chart("gradient in the top subspace, and its overlap with the last one", (tag("grad_in_topk"), tag("overlap"))),
+    ]
+    if signed:
+        charts += [
+            Chart("eigenvalues at the bottom", (tag("lambda_min"), tag(r"negative_eigenvalue_\d+"))),
+            Chart("stability: full-batch training diverges above 1", (tag("stability"),)),
+        ]
+    return charts
 
 
 def cost_evidence(result: SpectrumResult) -> dict[str, Any]:

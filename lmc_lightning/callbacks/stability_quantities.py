@@ -24,10 +24,13 @@ def stability_quantities(
     if full.value is not None:
         evidence = {"residual": full.residual, "num_fixed": full.num_fixed}
         yield Quantity(key("full_batch"), full.value, evidence=evidence, status=status)
+        yield Quantity(key("limit/full_batch"), 1.0, log="value")
     sharpness, stderr = batches.batch_sharpness, batches.batch_sharpness_stderr
     if full.per_curvature is not None:
         value, error = full.per_curvature * (sharpness + full.decay), stderr and full.per_curvature * stderr
         yield Quantity(key("mini_batch"), value, error, evidence={"small_batch_limit": full.small_batch_limit})
+        if full.small_batch_limit is not None:
+            yield Quantity(key("limit/mini_batch"), full.small_batch_limit, log="value")
     yield Quantity(key("batch_sharpness"), sharpness, stderr)
     if batches.gradient_noise_scale is not None:
         evidence = {"noise_trace": batches.noise_trace, "gradient_sq": batches.gradient_sq}

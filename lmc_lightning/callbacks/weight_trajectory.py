@@ -15,12 +15,13 @@ from lmc_lightning.callbacks.snapshots import Snapshots
 from lmc_lightning.callbacks.trajectories import family_trajectories
 from lmc_lightning.callbacks.trajectory_figures import trajectory_pictures
 from lmc_lightning.callbacks.visits import NO_DERIVATIVES, Visit
+from lmc_lightning.core.files import slug
 from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.core.params import ParameterLayout, parameter_layout
 from lmc_lightning.core.shadow import LOW_PRECISION
 from lmc_lightning.landscape.sketch import count_sketch
 from lmc_lightning.landscape.trajectory import Components, PlaneLosses, Trajectory, pca_plane, plane_losses
-from lmc_lightning.recording import Measurement, Quantity, slug
+from lmc_lightning.recording import Measurement, Quantity
 from lmc_lightning.schedule import Schedule
 
 MIN_SNAPSHOTS = 3

@@ -1,6 +1,7 @@
 """Files that are either complete or as before."""
 
 import os
+import re
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,11 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         partial.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
+
+
+def slug(text: str) -> str:
+    """``text`` as a file name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_")
 
 
 def _sync_directory(path: Path) -> None:

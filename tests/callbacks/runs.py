@@ -114,6 +114,8 @@ class TensorBoardLogger(Rows):
         super().__init__()
         self.histograms: list[tuple[int, str]] = []
         self.figures: list[tuple[int, str]] = []
+        self.layouts: list[dict[str, Any]] = []
+        self.texts: list[tuple[int, str]] = []
 
     @property
     def experiment(self) -> "TensorBoardLogger":
@@ -128,6 +130,13 @@ class TensorBoardLogger(Rows):
         assert pixels.shape[2] == 3
         assert pixels.std() > 0
         self.figures.append((global_step, key))
+
+    def add_custom_scalars(self, layout: dict[str, Any]) -> None:
+        self.layouts.append(layout)
+
+    def add_text(self, key: str, text: str, global_step: int) -> None:
+        assert text
+        self.texts.append((global_step, key))
 
 
 def fit(module: pl.LightningModule, *callbacks: Any, val: Any = None, ckpt_path: Any = None, **options: Any) -> Any:

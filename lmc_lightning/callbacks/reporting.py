@@ -1,0 +1,95 @@
+"""What the measuring callbacks of a run show together: one layout of charts, and one report at the end."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lmc_lightning.callbacks.run_report import run_report
+from lmc_lightning.core.files import write_atomic
+from lmc_lightning.loggers import Band, Chart, Layout, log_layout, log_text
+from lmc_lightning.recording import Record, Recorder
+
+FILE, TAG = "report.md", "report/measured"
+
+
+class Reporting(Callback):
+    """Has the first of the measuring callbacks speak for all of a run."""
+
+    kind: str
+    name: str | None
+    _recorder: Recorder
+    _step: int
+
+    @property
+    def results(self) -> list[Record]:
+        """All records so far."""
+        return self._recorder.records
+
+    @property
+    def drawn(self) -> set[str]:
+        """Keys of all pictures so far, of histograms, surfaces and point clouds."""
+        return self._recorder.drawn
+
+    def charts(self) -> Sequence[Chart | Band]:
+        """What TensorBoard's tab of custom scalars shows of this callback; of the keys of bands it gets the ends."""
+        return ()
+
+    def tag(self, quantity: str) -> str:
+        """The keys of a regular expression of quantities, for a :class:`~lmc_lightning.loggers.Chart`."""
+        return f"{self.kind}/{quantity}" + (f"/{re.escape(self.name)}" if self.name else "")
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Say which numbers belong together."""
+        self._recorder.banded = frozenset(chart.key for chart in self.charts() if isinstance(chart, Band))
+        if self is _reporting(trainer)[0]:
+            _show_layout(trainer, layout_of(_reporting(trainer)))
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Tell what was measured, when children have been compared too."""
+        ours = _reporting(trainer) if stage == "fit" else [None]
+        if self is not ours[0] or trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        complete, found = layout_of(ours), layout_of(ours, measured=True)
+        if found != complete:
+            _show_layout(trainer, found)
+        try:
+            text = run_report(ours)
+            if self._recorder.directory is not None:
+                write_atomic(self._recorder.directory / FILE, lambda file: file.write(text.encode()))
+            for logger in trainer.loggers:
+                log_text(logger, TAG, text, self._step)
+        except Exception as error:  # a logger out of disk or network, after a run that has succeeded
+            rank_zero_warn(f"The report of the run cannot be shown: {type(error).__name__}: {error}")
+
+
+def layout_of(callbacks: Iterable[Reporting], *, measured: bool = False) -> Layout:
+    """The charts of all callbacks under their kinds; with ``measured``, only those that have something to show."""
+    layout: dict[str, list[Chart | Band]] = {}
+    for callback in callbacks:
+        names = {r.name for r in callback.results} if measured else None
+        charts = [chart for chart in callback.charts() if names is None or _has(chart, names)]
+        title = f"{{}} ({callback.name})" if callback.name else "{}"
+        layout.setdefault(callback.kind, []).extend(replace(c, title=title.format(c.title)) for c in charts)
+    return layout
+
+
+def _has(chart: Chart | Band, names: set[str]) -> bool:
+    if isinstance(chart, Band):
+        return chart.key in names
+    return any(re.fullmatch(tag, name) for tag in chart.tags for name in names)
+
+
+def _reporting(trainer: Any) -> list[Reporting]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, Reporting)]
+
+
+def _show_layout(trainer: Any, layout: Layout) -> None:
+    for logger in trainer.loggers if trainer.is_global_zero and not trainer.fast_dev_run else ():
+        try:
+            log_layout(logger, layout)
+        except Exception as error:
+            rank_zero_warn(f"Charts cannot be laid out in {type(logger).__name__}: {error}")

@@ -1,0 +1,71 @@
+"""The cases of ``TensorBoardLogger``."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from lmc_lightning.loggers.items import Band, Chart, Embedding, Layout, Mesh, Scalars
+from lmc_lightning.loggers.png import png
+
+
+def log_scalars(logger: Any, scalars: Scalars, step: int) -> None:
+    """The values, and of bands their ends, which are drawn around the value in one chart: errors get no cards."""
+    low = {f"{key}/low": band[0] for key, band in scalars.bands.items()}
+    high = {f"{key}/high": band[1] for key, band in scalars.bands.items()}
+    logger.log_metrics({**scalars.values, **low, **high}, step=step)
+
+
+def log_histogram(logger: Any, key: str, values: np.ndarray, step: int) -> None:
+    """As it is, and on an axis on which both outliers and what is near 0 can be seen."""
+    logger.experiment.add_histogram(key, values, global_step=step)
+    logger.experiment.add_histogram(f"{key}_symlog", symlog(values), global_step=step)
+
+
+def symlog(values: np.ndarray) -> np.ndarray:
+    """sign(x)·log₁₀(1 + abs(x)/s), s a thousandth of the largest abs(x): linear near 0, decades beyond."""
+    scale = float(np.abs(values).max(initial=0.0)) / 1000 or 1.0
+    return np.asarray(np.sign(values) * np.log10(1 + np.abs(values) / scale))
+
+
+def log_picture(logger: Any, key: str, picture: np.ndarray, step: int) -> None:
+    """With a palette, which ``add_image`` has not."""
+    writer = getattr(logger.experiment, "file_writer", None)
+    if writer is None:  # closed, until something is added
+        logger.experiment.add_image(key, picture, global_step=step, dataformats="HWC")
+        return
+    height, width, _ = picture.shape
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png(picture))
+    writer.add_summary(Summary(value=[Summary.Value(tag=key, image=image)]), step)
+
+
+def log_mesh(logger: Any, key: str, mesh: Mesh, step: int) -> None:
+    """For the mesh viewer."""
+    vertices, colors, faces = (torch.as_tensor(a)[None] for a in (mesh.vertices, mesh.colors, mesh.faces))
+    logger.experiment.add_mesh(key, vertices, colors, faces, config_dict=dict(mesh.config), global_step=step)
+
+
+def log_embedding(logger: Any, key: str, embedding: Embedding, step: int) -> None:
+    """For the projector."""
+    rows = [[str(entry) for entry in row] for row in embedding.rows]
+    header = list(embedding.columns)
+    logger.experiment.add_embedding(embedding.points, rows, global_step=step, tag=key, metadata_header=header)
+
+
+def log_text(logger: Any, key: str, text: str, step: int) -> None:
+    """For the text tab."""
+    logger.experiment.add_text(key, text, global_step=step)
+
+
+def log_layout(logger: Any, layout: Layout) -> None:
+    """For the tab of custom scalars; of several layouts of a run, TensorBoard shows the last."""
+    given = {heading: {chart.title: _chart(chart) for chart in charts} for heading, charts in layout.items() if charts}
+    if given:
+        logger.experiment.add_custom_scalars(given)
+
+
+def _chart(chart: Chart | Band) -> list[Any]:
+    if isinstance(chart, Band):
+        return ["Margin", [chart.key, f"{chart.key}/low", f"{chart.key}/high"]]
+    return ["Multiline", [f"^(?:{tag})$" for tag in chart.tags]]
