@@ -82,7 +82,8 @@ def _measure(add: Any) -> None:
 
 def _studies(add: Any) -> None:
     sweep = _command(add, "sweep", commands.sweep, "do what is left of a study")
-    sweep.add_argument("plan", type=Path, help="YAML: base, grid, list, zip, seeds, branches, pairs")
+    sweep.add_argument("plan", type=Path, help="YAML: base, grid, list, zip, seeds, branches, pairs, variants")
+    sweep.add_argument("--variant", action="append", default=[], dest="variants", help="of the plan, e.g. small")
     sweep.add_argument("--folder", type=Path, help="of the results (studies/<name>)")
     sweep.add_argument("--dry-run", action="store_true", help="say what there is to do, how long it takes, and disk")
     sweep.add_argument("--time-one", action="store_true", help="do one cell and one child, and say how long all takes")

@@ -146,6 +146,7 @@ def doctor(config: Path, num_examples: int) -> int:
 
 def sweep(
     plan: Path,
+    variants: Sequence[str],
     folder: Path | None,
     dry_run: bool,
     time_one: bool,
@@ -164,10 +165,10 @@ def sweep(
     from lmc_lightning.experiments.sweep import describe, forecast, sample
     from lmc_lightning.experiments.tasks import Outcome, tasks_of
 
-    study = Study.load(plan)
+    study = Study.load(plan, variants)
     tasks, folder = tasks_of(study), folder or Path("studies") / study.name
     if emit is not None:
-        tell(slurm_script(plan, tasks, folder, name=study.name, python=sys.executable))
+        tell(slurm_script(plan, tasks, folder, name=study.name, variants=variants, python=sys.executable))
         return 0
     if listed:
         for each in tasks:
