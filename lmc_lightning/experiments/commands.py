@@ -221,6 +221,14 @@ def _give(table: pd.DataFrame, output: Path | None) -> int:
     return 0
 
 
+def report(folder: Path, output: Path) -> int:
+    """A page that needs no server."""
+    from lmc_lightning.experiments.report import report as write_report
+
+    tell(write_report(folder, output))
+    return 0
+
+
 def view(logdir: str, port: int) -> int:
     """TensorBoard in place of this process."""
     command = tensorboard_command(logdir, "--port", str(port))

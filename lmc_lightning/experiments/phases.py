@@ -1,5 +1,6 @@
 """Phases of learning over load and temperature: where a landscape is connected, flat, and its networks alike."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -24,8 +25,8 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "distance": "distance/l2",
     }
 )
-"""The numbers of a study that the maps show. With ``val_fraction: 0`` validation is the test set; ``train_loss`` is that
-of the last batch."""
+"""The numbers of a study that the maps show. With ``val_fraction: 0`` validation is the test set; ``train_loss`` is
+that of the last batch."""
 
 LOGARITHMIC = ("lambda_max", "trace")
 """Averaged over seeds and drawn as log₁₀."""
@@ -52,9 +53,7 @@ class Thresholds:
     similarity: float | None = None
 
 
-def phase_table(
-    table: pd.DataFrame, load: str, temperature: str, columns: Mapping[str, str] = COLUMNS
-) -> pd.DataFrame:
+def phase_table(table: pd.DataFrame, load: str, temperature: str, columns: Mapping[str, str] = COLUMNS) -> pd.DataFrame:
     """One row for each load and temperature: means over seeds, and over pairs of them, of the numbers of the taxonomy.
 
     Args:
@@ -97,8 +96,8 @@ def with_phases(points: pd.DataFrame, thresholds: Thresholds | None = None) -> t
     sharp = _middle(points["lambda_max"]) if given.lambda_max is None else float(np.log10(given.lambda_max))
     alike = _middle(points["similarity"]) if given.similarity is None else given.similarity
     used = replace(given, lambda_max=float(10**sharp), similarity=alike)
-    numbers = points[["lambda_max", "connectivity", "similarity"]].to_numpy(float)
-    phases = [_phase(*row, sharp, used.connectivity, alike) for row in numbers.tolist()]
+    columns = (points[name].astype(float) for name in ("lambda_max", "connectivity", "similarity"))
+    phases = [_phase(h, c, s, sharp, used.connectivity, alike) for h, c, s in zip(*columns, strict=True)]
     return points.assign(phase=phases), used
 
 
@@ -118,6 +117,11 @@ def _phase(
     return "" if np.isnan(similarity) else "IV-B" if similarity >= alike else "IV-A"
 
 
+def _order(values: pd.Series) -> pd.Series:
+    """What hyper-parameters are sorted by: lists, such as the sizes of hidden layers, are texts in tables."""
+    return values.map(lambda v: json.loads(v) if isinstance(v, str) and v.startswith("[") else v)
+
+
 def phase_maps(
     table: pd.DataFrame,
     load: str,
@@ -128,10 +132,11 @@ def phase_maps(
 ) -> PhaseMaps:
     """What :func:`~lmc_lightning.plotting.phases.plot_phases` draws; arguments as above."""
     points, used = with_phases(phase_table(table, load, temperature, columns), thresholds)
-    loads, temperatures = (sorted(points[name].unique()) for name in (load, temperature))
+    loads, temperatures = ([*points.sort_values(n, key=_order)[n].unique()] for n in (load, temperature))
 
     def grid(name: str) -> NDArray[np.object_]:
-        return points.pivot(index=temperature, columns=load, values=name).to_numpy(object)
+        wide = points.pivot(index=temperature, columns=load, values=name)
+        return wide.loc[temperatures, loads].to_numpy(object)
 
     return PhaseMaps(
         loads=loads,

@@ -29,7 +29,7 @@ class Cell:
 
     Args:
         config: of LightningCLI, whole.
-        overrides: what the study varies, by dotted key; with the value of ``base`` where this cell does not override it.
+        overrides: what the study varies, by dotted key: this cell's value, or that of ``base``.
         seed: of this repetition; None where the study has no seeds.
     """
 
@@ -183,7 +183,9 @@ class Study:
 def _checked_pairing(content: Mapping[str, Any]) -> Mapping[str, Any]:
     unknown = sorted(set(content) - {f.name for f in fields(Pairing)})
     if unknown or not content.get("measures"):
-        raise ValueError(f"An entry of `pairs` has {', '.join(f.name for f in fields(Pairing))}, got {sorted(content)}.")
+        raise ValueError(
+            f"An entry of `pairs` has {', '.join(f.name for f in fields(Pairing))}, got {sorted(content)}."
+        )
     return {**content, "measures": {name: dict(options or {}) for name, options in content["measures"].items()}}
 
 

@@ -24,7 +24,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     listed = [
         {"model.init_args.lr": 0.1},
-        {"model.init_args.lr": 0.3, "model.init_args.network_kwargs.init": "xavier", "data.init_args.val_fraction": 0.5},
+        {
+            "model.init_args.lr": 0.3,
+            "model.init_args.network_kwargs.init": "xavier",
+            "data.init_args.val_fraction": 0.5,
+        },
         {"model.init_args.network": "no_such_network"},
     ]
     plan = Study.of({**PLAN, "grid": {}, "list": listed, "seeds": [0]})

@@ -112,6 +112,13 @@ def test_all_maps_are_on_one_figure_and_hold_the_numbers():
     assert pixels(figure).shape[2] == 3
 
 
+def test_lists_are_in_the_order_of_their_numbers():
+    table = collected().assign(hidden_sizes=lambda t: t["width"].map(lambda w: f"[{4 * w}]"))
+    maps = phase_maps(table, "hidden_sizes", "batch_size")
+    assert maps.loads == ["[4]", "[8]", "[16]", "[32]"]
+    assert maps.values["train_loss"][0] == pytest.approx([1, 1 / 2, 1 / 4, 1 / 8])
+
+
 def test_an_unknown_axis_is_named():
-    with pytest.raises(ValueError, match="varies no 'depth'. Its columns: width, batch_size"):
+    with pytest.raises(ValueError, match=r"varies no 'depth'\. Its columns: width, batch_size"):
         phase_table(collected(), "depth", "batch_size")
