@@ -18,9 +18,9 @@ nav { color: var(--faint); margin-bottom: 2rem } nav a { color: inherit; margin-
 h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.4rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
-th { color: var(--faint); font-weight: 600; white-space: nowrap } td.text { text-align: left }
+th { color: var(--faint); font-weight: 600; white-space: nowrap } th.text, td.text { text-align: left }
 tbody tr:nth-child(even) { background: var(--band) }
-figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top; max-width: 100% }
+figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top; max-width: min(100%, 35rem) }
 figure img { max-width: 100%; border-radius: 4px; background: #fff }
 figcaption, summary { color: var(--faint); font-size: 13px } summary { cursor: pointer }
 pre { background: var(--band); padding: 1rem; overflow-x: auto; font-size: 12.5px }
@@ -54,7 +54,9 @@ def page(title: str, sections: Iterable[Section]) -> str:
 
 def table(rows: pd.DataFrame) -> str:
     """A table that scrolls where it is wider than the page; four digits, texts to the left."""
-    head = "".join(f"<th>{escape(str(name))}</th>" for name in rows.columns)
+    texts = [rows.iloc[:, i].map(lambda v: isinstance(v, str)).any() for i in range(rows.shape[1])]
+    kinds = [' class="text"' if is_text else "" for is_text in texts]
+    head = "".join(f"<th{kind}>{escape(str(name))}</th>" for name, kind in zip(rows.columns, kinds, strict=True))
     body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows.itertuples(index=False, name=None))
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
