@@ -1,18 +1,21 @@
 """The studies of the field: each file gives the cells, children and pairs that it says, of classes that exist."""
 
 import os
+import runpy
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import torch
 import yaml
 from lightning.pytorch import Callback
 
 from lmc_lightning.experiments.build import build
-from lmc_lightning.experiments.study import Cell, Study
+from lmc_lightning.experiments.study import Cell, Study, with_overrides
 from lmc_lightning.experiments.tasks import tasks_of
+from tests.experiments.studies import run_all
 
 STUDIES = Path(__file__).parents[2] / "examples" / "studies"
 
@@ -114,3 +117,18 @@ def test_all_volumes_are_in_the_landscape_of_the_smallest_set():
     for first, second, _ in pairs:
         seeds = {cell.config["data"]["init_args"]["subset_seed"] for cell in (first, second)}
         assert len(seeds) == 1  # so that subsets are nested
+
+
+def test_the_ways_of_all_networks_are_drawn_on_one_plane(tmp_path):
+    content = yaml.safe_load((STUDIES / "many_initialisations.yaml").read_text())
+    few = {"seeds": [0, 1], "base.trainer.max_epochs": 2, "base.trainer.callbacks.0.init_args.every_n_epochs": 1}
+    content = {**with_overrides(content, {**few, "base.trainer.callbacks.1.init_args.epochs": [0, 2]}), "pairs": []}
+    content.pop("variants")
+    outcomes = run_all(content, tmp_path)
+    script = runpy.run_path(str(STUDIES / "draw_initialisations.py"))
+    summary = script["draw_study"](tmp_path, num_points=3)
+    ends = [script["networks"](tmp_path)[f"seed {seed}"].module for seed in (0, 1)]
+    thetas = [torch.cat([p.detach().flatten() for p in end.parameters()]).double() for end in ends]
+    assert summary["distance_mean"] == pytest.approx(float((thetas[0] - thetas[1]).norm()))
+    assert {o.status for o in outcomes.values()} == {"completed"}
+    assert {path.name for path in (tmp_path / "figures").glob("*.png")} == {"ways.png", "ends.png"}
