@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     add("branch", help="train children of a family or a snapshot in this process: branch --help", add_help=False)
     _measure(add)
     _studies(add)
+    report = _command(add, "report", commands.report, "a static page of a run or a study: figures, tables, definitions")
+    report.add_argument("folder", type=Path, help="of the run, e.g. lightning_logs/version_0, or of the study")
+    report.add_argument("--output", type=Path, default=Path("report.html"))
     view = _command(add, "view", commands.view, "TensorBoard on a folder of runs, with settings that show all figures")
     view.add_argument("logdir", nargs="?", default="lightning_logs")
     view.add_argument("--port", type=int, default=6006)
@@ -82,7 +85,8 @@ def _measure(add: Any) -> None:
 
 def _studies(add: Any) -> None:
     sweep = _command(add, "sweep", commands.sweep, "do what is left of a study")
-    sweep.add_argument("plan", type=Path, help="YAML: base, grid, list, zip, seeds, branches, pairs")
+    sweep.add_argument("plan", type=Path, help="YAML: base, grid, list, zip, seeds, branches, pairs, variants")
+    sweep.add_argument("--variant", action="append", default=[], dest="variants", help="of the plan, e.g. small")
     sweep.add_argument("--folder", type=Path, help="of the results (studies/<name>)")
     sweep.add_argument("--dry-run", action="store_true", help="say what there is to do, how long it takes, and disk")
     sweep.add_argument("--time-one", action="store_true", help="do one cell and one child, and say how long all takes")

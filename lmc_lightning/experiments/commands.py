@@ -146,6 +146,7 @@ def doctor(config: Path, num_examples: int) -> int:
 
 def sweep(
     plan: Path,
+    variants: Sequence[str],
     folder: Path | None,
     dry_run: bool,
     time_one: bool,
@@ -159,15 +160,16 @@ def sweep(
 ) -> int:
     """The number of tasks that are not completed afterwards, at most 1."""
     from lmc_lightning.experiments import executors
+    from lmc_lightning.experiments.hparams import write_hparams
     from lmc_lightning.experiments.slurm import slurm_script
     from lmc_lightning.experiments.study import Study
     from lmc_lightning.experiments.sweep import describe, forecast, sample
     from lmc_lightning.experiments.tasks import Outcome, tasks_of
 
-    study = Study.load(plan)
+    study = Study.load(plan, variants)
     tasks, folder = tasks_of(study), folder or Path("studies") / study.name
     if emit is not None:
-        tell(slurm_script(plan, tasks, folder, name=study.name, python=sys.executable))
+        tell(slurm_script(plan, tasks, folder, name=study.name, variants=variants, python=sys.executable))
         return 0
     if listed:
         for each in tasks:
@@ -189,15 +191,20 @@ def sweep(
     else:
         executors.run_inline(study, chosen, folder, told)
     tell(forecast(tasks, folder))
+    if ended and task is None:
+        write_hparams(folder)
     return 1 if any(outcome.status != "completed" for outcome in ended) else 0
 
 
 def collect(folders: Sequence[Path], output: Path, runs: bool, epochs: Sequence[int] | None) -> int:
-    """The table of one study or of several, under one another."""
+    """The table of one study or of several, under one another; TensorBoard hears of their hyper-parameters."""
     from lmc_lightning.experiments.collect import collect as of_study
     from lmc_lightning.experiments.collect import runs as by_run
+    from lmc_lightning.experiments.hparams import write_hparams
 
     tables = [of_study(folder) for folder in folders]
+    for folder in folders:
+        write_hparams(folder)
     tables = [by_run(table, epochs) if runs else table for table in tables]
     named = [t.assign(study=f.name) for t, f in zip(tables, folders, strict=True)] if len(tables) > 1 else tables
     return _give(pd.concat(named, ignore_index=True), output)
@@ -211,6 +218,14 @@ def _give(table: pd.DataFrame, output: Path | None) -> int:
     else:
         write_table(table, output)
         tell(f"{len(table)} rows in {output}")
+    return 0
+
+
+def report(folder: Path, output: Path) -> int:
+    """A page that needs no server."""
+    from lmc_lightning.experiments.report import report as write_report
+
+    tell(write_report(folder, output))
     return 0
 
 

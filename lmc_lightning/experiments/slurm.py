@@ -25,7 +25,14 @@ echo "{kind}: job ${{{kind}}}, {count} tasks"
 
 
 def slurm_script(
-    plan: Path, tasks: Sequence[Task], folder: Path, *, name: str, most: int = 50, python: str = "python"
+    plan: Path,
+    tasks: Sequence[Task],
+    folder: Path,
+    *,
+    name: str,
+    variants: Sequence[str] = (),
+    most: int = 50,
+    python: str = "python",
 ) -> str:
     """The script: cells, then their children, then families, then pairs, each array after those that it needs.
 
@@ -36,10 +43,12 @@ def slurm_script(
         tasks: of the study.
         folder: of its results, shared by all nodes.
         name: of the jobs.
+        variants: of the plan.
         most: tasks of an array at a time.
         python: the interpreter on the nodes.
     """
     run = [python, "-m", "lmc_lightning.experiments", "sweep", str(plan), "--folder", str(folder)]
+    run += [word for variant in variants for word in ("--variant", variant)]
     parts = [_HEAD.format(name=name, count=len(tasks), script=f"{name}.sh")]
     needed: dict[Kind, tuple[Kind, ...]] = {"cell": (), "child": ("cell",), "family": ("child",), "pair": ("cell",)}
     for kind, before in needed.items():

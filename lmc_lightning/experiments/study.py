@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lmc_lightning.experiments.classes import without_defaults
+from lmc_lightning.experiments.classes import defaults, without_defaults
 
 Config = dict[str, Any]
 Overrides = dict[str, Any]
@@ -29,7 +29,7 @@ class Cell:
 
     Args:
         config: of LightningCLI, whole.
-        overrides: what the study varies, by dotted key.
+        overrides: what the study varies, by dotted key: this cell's value, or that of ``base``.
         seed: of this repetition; None where the study has no seeds.
     """
 
@@ -60,11 +60,14 @@ class Pairing:
         across: ``"seed"``, or a dotted key that the study varies.
         measures: name of each measure (``"barrier"``, ``"similarity"``, ``"curve"``) and its arguments.
         where: only cells with these overrides.
+        against: compare every cell with the one that has this value of ``across``, which comes first; by default every
+            two cells.
     """
 
     measures: Mapping[str, Mapping[str, Any]]
     across: str = "seed"
     where: Mapping[str, Any] = field(default_factory=dict)
+    against: Any = None
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,17 @@ class Study:
     threads: int = 1
 
     @classmethod
-    def load(cls, path: Path | str) -> "Study":
+    def load(cls, path: Path | str, variants: Sequence[str] = ()) -> "Study":
         """The study in a YAML file.
+
+        Args:
+            path: of the file.
+            variants: which of the file's ``variants`` to take, one after another: each gives dotted keys of the study
+                other values, ``base.trainer.max_epochs: 2`` or ``seeds: [0]``, and its name to that of the study.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no study; the message names what is wrong.
+            ValueError: it is no study, or has no such variant; the message names what is wrong.
         """
         path = Path(path)
         content = yaml.safe_load(path.read_text())
@@ -114,10 +122,15 @@ class Study:
         content = dict(content)
         if isinstance(content["base"], str):
             content["base"] = yaml.safe_load((path.parent / content["base"]).read_text())
-        return cls.of(content, default_name=path.stem)
+        known = content.pop("variants", {})
+        for variant in variants:
+            if variant not in known:
+                raise ValueError(f"{path} has no variant {variant!r}. It has {', '.join(known) or 'none'}.")
+            content = with_overrides(content, known[variant])
+        return cls.of({**content, "name": "_".join([content.get("name", path.stem), *variants])})
 
     @classmethod
-    def of(cls, content: Mapping[str, Any], default_name: str = "study") -> "Study":
+    def of(cls, content: Mapping[str, Any]) -> "Study":
         """The study in a mapping."""
         known = {_IN_YAML.get(f.name, f.name) for f in fields(cls)}
         unknown = sorted(set(content) - known)
@@ -125,7 +138,7 @@ class Study:
             raise ValueError(f"A study has no {unknown[0]!r}. It has {', '.join(sorted(known))}.")
         pairs = tuple(Pairing(**_checked_pairing(pairing)) for pairing in content.get("pairs") or ())
         given = {f.name: content.get(_IN_YAML.get(f.name, f.name)) for f in fields(cls)}
-        return cls(**{"name": default_name, **{k: v for k, v in given.items() if v is not None}, "pairs": pairs})
+        return cls(**{**{k: v for k, v in given.items() if v is not None}, "pairs": pairs})
 
     def __post_init__(self) -> None:
         lengths = {key: len(values) for key, values in self.zipped.items()}
@@ -135,14 +148,17 @@ class Study:
     def cells(self) -> list[Cell]:
         """All training runs, each once."""
         found: dict[str, Cell] = {}
-        for overrides in self._combinations():
+        chosen = [*self._combinations()]
+        keys = dict.fromkeys(key for overrides in chosen for key in overrides)
+        usual = {key: value_at(self.base, key) for key in keys}
+        for overrides in chosen:
             for seed in self.seeds or (None,):
                 config = with_overrides(self.base, overrides)
                 if seed is not None:
                     config = with_overrides(config, dict.fromkeys(self.seed_keys, seed))
                 if self.branches is not None:
                     config = _with_branches(config, {"seed": seed or 0, **self.branches})
-                cell = Cell(config, overrides, seed)
+                cell = Cell(config, {**usual, **overrides}, seed)
                 found.setdefault(cell.id, cell)
         return [*found.values()]
 
@@ -154,7 +170,7 @@ class Study:
             for cell in self.cells():
                 if all(cell.overrides.get(key) == value for key, value in pairing.where.items()):
                     groups.setdefault(_all_but(cell, pairing.across), []).append(cell)
-            found += [(a, b, pairing) for cells in groups.values() for a, b in combinations(cells, 2)]
+            found += [(a, b, pairing) for cells in groups.values() for a, b in _pairs(cells, pairing)]
         return found
 
     def _combinations(self) -> Iterator[Overrides]:
@@ -167,7 +183,9 @@ class Study:
 def _checked_pairing(content: Mapping[str, Any]) -> Mapping[str, Any]:
     unknown = sorted(set(content) - {f.name for f in fields(Pairing)})
     if unknown or not content.get("measures"):
-        raise ValueError(f"An entry of `pairs` has `measures`, `across` and `where`, got {sorted(content)}.")
+        raise ValueError(
+            f"An entry of `pairs` has {', '.join(f.name for f in fields(Pairing))}, got {sorted(content)}."
+        )
     return {**content, "measures": {name: dict(options or {}) for name, options in content["measures"].items()}}
 
 
@@ -179,6 +197,14 @@ def _with_branches(config: Config, branches: Mapping[str, Any]) -> Config:
     init_args = {**branches, "when": "never"}
     callbacks.append({"class_path": "lmc_lightning.CheckpointBranching", "init_args": init_args})
     return with_overrides(config, {"trainer.callbacks": callbacks})
+
+
+def _pairs(cells: Sequence[Cell], pairing: Pairing) -> Iterator[tuple[Cell, Cell]]:
+    if pairing.against is None:
+        yield from combinations(cells, 2)
+        return
+    first = [c for c in cells if {**c.overrides, "seed": c.seed}.get(pairing.across) == pairing.against]
+    yield from ((a, b) for a in first for b in cells if b is not a)
 
 
 def _all_but(cell: Cell, across: str) -> str:
@@ -204,6 +230,16 @@ def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> C
         else:
             place[last] = copy.deepcopy(value)
     return changed
+
+
+def value_at(config: Mapping[str, Any], key: str) -> Any:
+    """What a configuration has at a dotted key: a class's default where it does not say, None where nobody does."""
+    place: Any = config
+    *parents, last = key.split(".")
+    for part in parents:
+        usual = defaults(str(place["class_path"])) if part == "init_args" and "class_path" in place else {}
+        place = _step(place, part, key) if isinstance(place, list) else {**usual, **(place.get(part) or {})}
+    return place[_index(place, last, key)] if isinstance(place, list) else place.get(last)
 
 
 def _step(place: Any, part: str, key: str) -> Any:

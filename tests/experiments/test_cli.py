@@ -11,7 +11,7 @@ import yaml
 
 from lmc_lightning.experiments import commands
 from lmc_lightning.experiments.cli import main
-from tests.experiments.studies import BASE, BRANCHED, write_plan
+from tests.experiments.studies import BASE, BRANCHED, PLAN, write_plan
 
 OUTSIDE = '''
 """A LightningModule that knows nothing of this package."""
@@ -99,8 +99,17 @@ def test_a_sweep_is_planned_run_collected_and_emitted(tmp_path, capsys):
     assert "2 cells (2 done), 1 pairs (1 done); about 0 s are left" in capsys.readouterr().out
     assert main(["collect", folder, "--runs", "--output", str(tmp_path / "runs.csv")]) == 0
     assert len(pd.read_csv(tmp_path / "runs.csv")) == 2
+    assert list((tmp_path / "out").glob("events.out.tfevents.*.hparams"))
     assert main(["sweep", plan, "--emit", "slurm"]) == 0
     assert "#!/bin/bash" in capsys.readouterr().out
+
+
+def test_a_variant_is_swept_into_a_folder_of_its_own(tmp_path, capsys):
+    plan = str(write_plan(tmp_path, {**PLAN, "variants": {"one": {"seeds": [5], "grid": {}}}}))
+    assert main(["sweep", plan, "--variant", "one", "--list"]) == 0
+    assert len(capsys.readouterr().out.split()) == 1
+    assert main(["sweep", plan, "--variant", "one", "--emit", "slurm"]) == 0
+    assert f"sweep {plan} --folder studies/tiny_one --variant one --task" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,15 @@ def test_a_grid_is_every_combination_with_every_seed():
 def test_values_of_zip_go_together_and_lists_are_cells():
     keys = {"model.init_args.lr": [0.1, 0.2], "trainer.max_epochs": [1, 2]}
     assert settings(zip=keys) == [{"lr": 0.1, "max_epochs": 1}, {"lr": 0.2, "max_epochs": 2}]
-    assert settings(list=[{"model.init_args.lr": 0.5}, {"trainer.max_epochs": 9}]) == [{"lr": 0.5}, {"max_epochs": 9}]
+    assert settings(list=[{"model.init_args.lr": 0.5}, {"trainer.max_epochs": 9}]) == [
+        {"lr": 0.5, "max_epochs": 2},  # what a cell does not override is that of the base
+        {"lr": 0.1, "max_epochs": 9},
+    ]
+
+
+def test_what_no_one_says_is_the_default_of_the_class():
+    cells = settings(list=[{"model.init_args.sam_rho": 0.05}, {"model.init_args.network_kwargs.init": "xavier"}])
+    assert cells == [{"sam_rho": 0.05, "init": None}, {"sam_rho": 0.0, "init": "xavier"}]
 
 
 def test_seeds_reach_every_key_that_is_named():
@@ -82,6 +90,24 @@ def test_pairs_differ_in_one_thing_only():
     assert [a.seed == b.seed for a, b, _ in Study.of({**PLAN, "pairs": [across]}).paired()] == [True, True]
 
 
+def test_all_can_be_compared_with_one():
+    pairing = {"measures": {"barrier": None}, "across": "model.init_args.lr", "against": 0.3}
+    study = Study.of({**PLAN, "grid": {"model.init_args.lr": [0.1, 0.3, 0.5]}, "seeds": [0], "pairs": [pairing]})
+    compared = [[cell.hyperparameters["lr"] for cell in pair[:2]] for pair in study.paired()]
+    assert compared == [[0.3, 0.1], [0.3, 0.5]]
+
+
+def test_variants_of_a_file_change_it_by_dotted_keys(tmp_path):
+    variants = {"small": {"base.trainer.max_epochs": 1, "grid": {}}, "few": {"seeds": [7]}}
+    path = write_plan(tmp_path, {**PLAN, "variants": variants})
+    assert len(Study.load(path).cells()) == 4
+    study = Study.load(path, ["small", "few"])
+    (cell,) = study.cells()
+    assert (study.name, cell.config["trainer"]["max_epochs"], cell.seed) == ("tiny_small_few", 1, 7)
+    with pytest.raises(ValueError, match=r"has no variant 'large'. It has few, small\."):
+        Study.load(path, ["large"])
+
+
 def test_tasks_come_after_those_that_they_need():
     tasks = tasks_of(Study.of(BRANCHED))
     places = {task.id: place for place, task in enumerate(tasks)}
@@ -102,7 +128,7 @@ def test_a_study_is_read_from_its_file_with_its_base_beside_it(tmp_path):
     [
         ({"base": {}, "gird": {}}, "has no 'gird'. It has base, branches, grid, list"),
         ({"base": {}, "zip": {"a": [1], "b": [1, 2]}}, "need one length"),
-        ({"base": {}, "pairs": [{"across": "seed"}]}, "has `measures`, `across` and `where`"),
+        ({"base": {}, "pairs": [{"across": "seed"}]}, "has measures, across, where, against, got"),
     ],
 )
 def test_what_is_no_study_is_refused(content, message):

@@ -1,0 +1,86 @@
+"""The runs of a study in TensorBoard's HPARAMS: a table and parallel coordinates."""
+
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch.utils.tensorboard import FileWriter
+from torch.utils.tensorboard.summary import hparams
+
+from lmc_lightning.experiments.collect import NUMBER, OWN, collect, runs
+from lmc_lightning.experiments.tasks import cell_folder
+
+METRICS = (
+    "val_acc",
+    "val_loss",
+    "test_acc",
+    "test_loss",
+    "train_loss",
+    "hessian/lambda_max",
+    "hessian/trace",
+    "hessian/stability",
+    "sharpness/worst_case",
+    "sharpness/gradient_norm",
+)
+"""Shown where a study has them. All scalars of a run would be a column each, too many to look at."""
+
+ABSENT_NUMBER, ABSENT_TEXT = -1.0, "–"
+"""Where a run has no such hyper-parameter: TensorBoard leaves runs with a gap out of the parallel coordinates."""
+
+_SUFFIX = ".hparams"
+
+
+def write_hparams(folder: Path | str, metrics: Sequence[str] = METRICS) -> list[str]:
+    """Tell TensorBoard the hyper-parameters of each completed run, and once for the study which metrics it shows.
+
+    Called again, it replaces what it wrote. The values of the metrics are the last ones that the runs logged under
+    these tags themselves.
+
+    Args:
+        folder: of the study; ``tensorboard --logdir`` it.
+        metrics: tags.
+
+    Returns:
+        The metrics that the study has.
+
+    Raises:
+        FileNotFoundError: there are no records in the folder.
+    """
+    folder = Path(folder)
+    table = collect(folder)
+    wide = runs(table)
+    done = wide[wide["task_status"] == "completed"]
+    names = [c for c in table.columns if c not in (*OWN, *NUMBER) and not c.startswith("version_")]
+    names = [name for name in names if done[name].notna().any()]  # those of pairs are not of runs
+    shown = [metric for metric in metrics if metric in done.columns]
+    filled = {name: _filled(done[name]) for name in names}
+    settings = [{name: filled[name][row] for name in names} for row in range(len(done))]
+    if not settings:
+        return []
+    for cell, setting in zip(done["cell"], settings, strict=True):
+        _, start, end = hparams(setting, dict.fromkeys(shown, 0.0))
+        _write(cell_folder(folder, cell), [start, end])
+    domains = {name: sorted(set(values)) for name, values in filled.items()}
+    experiment, *_ = hparams(settings[0], dict.fromkeys(shown, 0.0), domains)
+    _write(folder, [experiment])
+    return shown
+
+
+def _filled(column: pd.Series) -> list[Any]:
+    """Numbers as float where all are numbers, else texts; no gaps."""
+    known = column.dropna()
+    if known.map(lambda v: isinstance(v, Real) and not isinstance(v, bool)).all():
+        return [float(v) for v in column.fillna(ABSENT_NUMBER)]
+    return [ABSENT_TEXT if pd.isna(v) else str(v) for v in column]
+
+
+def _write(place: Path, summaries: Sequence[Any]) -> None:
+    """Summaries in a file of their own in place of an earlier one."""
+    for old in place.glob(f"events.out.tfevents.*{_SUFFIX}"):
+        old.unlink()
+    writer = FileWriter(str(place), filename_suffix=_SUFFIX)
+    for summary in summaries:
+        writer.add_summary(summary)
+    writer.close()
