@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import yaml
-from lmc_lightning.landscape.trajectory import plane_losses
-from lmc_lightning.plotting.trajectory import plot_convergence, plot_trajectories
 
 from lmc_lightning import convergence_statistics, pca_plane, read_trajectory
 from lmc_lightning.callbacks.bridge import objective_of
@@ -17,7 +15,9 @@ from lmc_lightning.callbacks.probes import draw
 from lmc_lightning.experiments.collect import collect, runs
 from lmc_lightning.experiments.measures import Trained, trained
 from lmc_lightning.experiments.tasks import WEIGHTS, cell_folder
+from lmc_lightning.landscape.trajectory import plane_losses
 from lmc_lightning.plotting.style import figure_of
+from lmc_lightning.plotting.trajectory import plot_convergence, plot_trajectories
 
 
 def networks(folder: Path) -> dict[str, Trained]:

@@ -10,7 +10,7 @@ SHARES = (0.7, 0.3)
 """Of what the callbacks may take together, by what a visit of each costs."""
 
 TOLERANCE, MAX_PRODUCTS, NUM_SAMPLES = 0.3, 16, 2
-"""With a probability of 0.99 over starts none lies 30 % above the eigenvalue reported; the error is mostly far smaller."""
+"""With probability 0.99 over starts none lies 30 % above the eigenvalue reported; its error is mostly far smaller."""
 
 
 def default_callbacks(
