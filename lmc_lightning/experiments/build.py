@@ -20,21 +20,28 @@ LAST = "last.ckpt"
 
 
 class ResumableNoise(Callback):
-    """Puts the global random states of a checkpoint back where a resumed epoch begins, which Lightning leaves out."""
+    """Puts the global random states of a checkpoint back where a resumed epoch begins; Lightning leaves them out."""
 
     def __init__(self) -> None:
         self._resumed: dict[str, Any] | None = None
+        self.metrics: dict[str, float] = {}
+        """Of the last epoch: a run that is resumed at its end has no others."""
 
     def state_dict(self) -> dict[str, Any]:
         """The states as plain values."""
         version, numbers, gauss = random.getstate()
         legacy: Any = np.random.get_state(legacy=False)  # noqa: NPY002  # what users' code draws from
         legacy["state"]["key"] = torch.from_numpy(legacy["state"]["key"].astype(np.int64))
-        return {"torch": torch.get_rng_state(), "python": [version, list(numbers), gauss], "numpy": legacy}
+        streams = {"torch": torch.get_rng_state(), "python": [version, list(numbers), gauss], "numpy": legacy}
+        return {**streams, "metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states until the epoch begins: building loaders and models draws numbers too."""
-        self._resumed = state_dict
+        self._resumed, self.metrics = state_dict, dict(state_dict["metrics"])
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Keep the metrics."""
+        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on where the checkpoint was."""

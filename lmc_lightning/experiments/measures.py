@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lmc_lightning.callbacks.offline import interpolation_barrier
-from lmc_lightning.callbacks.offline_landscape import connect
+from lmc_lightning.callbacks.offline_landscape import connect, minima_volumes
 from lmc_lightning.callbacks.offline_similarity import representation_similarity
 from lmc_lightning.callbacks.representation_similarity import NUM_EXAMPLES
 from lmc_lightning.experiments.build import build
@@ -19,6 +19,10 @@ from lmc_lightning.landscape.barrier import DEFINITIONS
 from lmc_lightning.landscape.curves import CurveTraining
 from lmc_lightning.landscape.matching import Method
 from lmc_lightning.landscape.paths import NUM_POINTS
+from lmc_lightning.landscape.volume_result import VolumeMetric, VolumeSettings
+
+VOLUME_NUMBERS = ("log_volume", "log_volume_bound", "log_mean_r_pow", "mean_log_r")
+"""Of a volume, for each threshold."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +137,36 @@ def aligned_barrier(first: Trained, second: Trained, *, align: Method = "weights
     return {f"aligned_{name}": value for name, value in found.items()}
 
 
+def volume(
+    first: Trained,
+    second: Trained,
+    *,
+    thresholds: tuple[float, ...] = (0.1,),
+    accuracies: tuple[float, ...] = (),
+    **settings: Any,
+) -> dict[str, float]:
+    """Volume of low loss, and of high accuracy, around the second cell in the landscape of the first one's data."""
+    data, numbers = {"first": first.batches("train", None)}, dict[str, float]()
+    levels_of: dict[VolumeMetric, tuple[float, ...]] = {"loss": thresholds, "accuracy": accuracies}
+    for metric, levels in levels_of.items():
+        if not levels:
+            continue
+        asked = VolumeSettings(thresholds=tuple(levels), metric=metric, **settings)
+        found = minima_volumes({"second": second.module}, data, asked)["second", "first"]
+        for tau, around in found.items():
+            ending = f"{'tau' if metric == 'loss' else metric}_{tau:g}"
+            numbers[f"volume/cutoff/{ending}"] = float(around.cutoff)
+            if not around.cutoff:
+                numbers |= {f"volume/{name}/{ending}": getattr(around, name) for name in VOLUME_NUMBERS}
+    return numbers
+
+
 MEASURES: Mapping[str, Callable[..., dict[str, float]]] = {
     "aligned_barrier": aligned_barrier,
     "barrier": barrier,
     "curve": curve,
     "distance": distance,
     "similarity": similarity,
+    "volume": volume,
 }
 """By the names that studies use."""

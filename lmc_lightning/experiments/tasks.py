@@ -22,7 +22,7 @@ from lmc_lightning.branching.isolation import isolated
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.core.files import write_atomic
-from lmc_lightning.experiments.build import LAST, build
+from lmc_lightning.experiments.build import LAST, ResumableNoise, build
 from lmc_lightning.experiments.measures import MEASURES, trained
 from lmc_lightning.experiments.study import Cell, Study
 from lmc_lightning.recording import plain
@@ -170,7 +170,8 @@ def _train(task: Task, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
     state = {name: value.detach().cpu() for name, value in objects.model.state_dict().items()}
     write_atomic(home / WEIGHTS, lambda file: torch.save(state, file))
     last.unlink(missing_ok=True)
-    metrics = {name: float(value) for name, value in objects.trainer.callback_metrics.items()}
+    kept = next((c.metrics for c in objects.trainer.callbacks if isinstance(c, ResumableNoise)), {})  # type: ignore[attr-defined]
+    metrics = kept | {name: float(value) for name, value in objects.trainer.callback_metrics.items()}
     metrics |= {"epochs": objects.trainer.current_epoch, "steps": objects.trainer.global_step}
     lost = failed(objects.trainer.callbacks)  # type: ignore[attr-defined]
     return metrics | ({"failed_visits": len(lost)} if lost else {})

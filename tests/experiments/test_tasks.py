@@ -91,6 +91,26 @@ def test_an_interrupted_cell_goes_on_to_the_same_bits(branched, tmp_path, monkey
     assert not (home / build.LAST).exists()
 
 
+def test_a_cell_killed_after_its_last_epoch_still_has_its_metrics(branched, tmp_path, monkeypatch):
+    _, outcomes = branched
+    study = Study.of(BRANCHED)
+    task = tasks_of(study)[0]
+
+    def killed(path, write):
+        if path.name == tasks.WEIGHTS:
+            raise Interrupted
+        write_atomic(path, write)
+
+    write_atomic = tasks.write_atomic
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks, "write_atomic", killed)
+        with pytest.raises(Interrupted):
+            run_task(study, task, tmp_path)
+    again = run_task(study, task, tmp_path)
+    assert again.reason is None
+    assert again.metrics == outcomes[task.id].metrics
+
+
 def test_a_torn_checkpoint_is_put_aside(tmp_path):
     study = Study.of(PLAN)
     task = tasks_of(study)[0]
@@ -118,16 +138,18 @@ def test_pairs_have_all_measures_and_unknown_ones_are_named(branched):
     cells = [o.id for o in outcomes.values() if o.kind == "cell"]
     study = Study.of(BRANCHED)
     known = {"curve": {"num_epochs": 1, "num_points": 3, "batch_size": 32}, "similarity": {}, "distance": {}}
+    known["volume"] = {"thresholds": [10.0], "accuracies": [0.01], "num_directions": 4}
     known["aligned_barrier"] = {"num_points": 3, "num_examples": 32, "splits": ["test"]}
     found = run_task(study, Task("more", "pair", tuple(cells), measures=known), folder)
     assert found.reason is None
     assert found.metrics["curve/length"] >= found.metrics["curve/line_length"]
     assert found.metrics["distance/l2"] == pytest.approx(found.metrics["curve/line_length"], rel=1e-6)
     assert found.metrics["aligned_barrier/test_loss"] >= 0
+    assert found.metrics["volume/cutoff/tau_10"] == found.metrics["volume/cutoff/accuracy_0.01"] == 0
     assert -0.2 < found.metrics["similarity/mean"] <= 1
     tasks.record_path(folder, "more").unlink()
     outcome = run_task(study, Task("odd", "pair", tuple(cells), measures={"nope": {}}), folder)
-    assert "A pair is measured by aligned_barrier, barrier, curve, distance, similarity, not" in outcome.reason
+    assert "A pair is measured by aligned_barrier, barrier, curve, distance, similarity, volume, not" in outcome.reason
     tasks.record_path(folder, "odd").unlink()
 
 
