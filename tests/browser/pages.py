@@ -77,7 +77,7 @@ class Browser:
 
     def save(self, path: Path) -> None:
         """Take a screenshot, when the last animations have come to rest."""
-        time.sleep(1.5)
+        time.sleep(4)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.driver.save_screenshot(str(path))
 
