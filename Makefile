@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS ?= 2
 
-.PHONY: demo test lint types unit check-fresh clean
+.PHONY: demo test lint types unit browser-test check-fresh clean
 
 demo: .venv/.package
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python examples/quickstart.py
@@ -19,6 +19,16 @@ types: .venv/.test
 
 unit: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# TensorBoard as somebody sees it. Installs Chromium where apt-get does (Debian); screenshots go to $(SCREENSHOTS).
+SCREENSHOTS ?= screenshots
+
+browser-test: .venv/.test
+	command -v chromedriver > /dev/null || { \
+	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  $$sudo apt-get update -qq && $$sudo apt-get install -qq -y chromium chromium-driver; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	OMP_NUM_THREADS=1 SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest -m browser tests/browser
 
 # Both commands as a newcomer meets them: from a clone of the last commit, in a folder of its own.
 check-fresh:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def test_a_band_is_two_standard_errors_over_probes_and_examples_together() -> No
         Quantity("a/nan", math.nan, stderr=0.1),
     )
     scalars = Measurement(quantities).scalars({"a/both", "a/none", "a/hidden", "a/nan"})
-    assert scalars.bands == {"a/both": (0.0, 2.0), "a/none": (2.0, 2.0)}
+    assert scalars.bands == {"a/both": (0.0, 2.0)}
     assert scalars.values == {"a/both": 1.0, "a/none": 2.0, "a/other": 3.0}
     assert scalars.errors.keys() >= {"a/both_stderr", "a/both_stderr_data", "a/other_stderr"}
     assert "a/hidden_stderr" not in scalars.errors
@@ -134,6 +135,24 @@ def test_few_colours_are_kept_exactly_in_a_palette_and_photographs_in_full() -> 
         with Image.open(io.BytesIO(png(picture))) as image:
             assert image.mode == mode
             np.testing.assert_array_equal(np.asarray(image.convert("RGB")), picture)
+
+
+# -- the documentation -------------------------------------------------------------------------------------------------
+
+
+def test_the_documented_logger_and_callback_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    document = (Path(__file__).parents[1] / "docs" / "loggers.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL):
+        exec(block, names)
+    tensorboard = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    own = names["WeightNorm"](on_error="raise", probe_dataloader=batches())
+    fit(Classifier(), own, measuring()[0], logger=[names["Journal"](), tensorboard])
+    said = capsys.readouterr().out
+    assert "hessian/density at step 6: 600 × 400 pixels" in said
+    assert "| `norm/l2` |" in said
+    tags = EventAccumulator(tensorboard.log_dir).Reload().Tags()["scalars"]
+    assert {"norm/l2", "norm/l2/low", "norm/l2/high"} <= set(tags)
 
 
 # -- Lightning's own ---------------------------------------------------------------------------------------------------
@@ -223,7 +242,7 @@ def test_four_loggers_at_once_show_the_same_run(tmp_path: Path, monkeypatch: pyt
 
 def test_two_instances_share_a_heading_and_have_charts_of_their_own(registered: None) -> None:
     logger = Own()
-    ours = [*measuring(), Sharpness(["average"], name="(late)", epochs=[2])]
+    ours = [*measuring(epochs=[2]), Sharpness(["average"], name="(late)", epochs=[2])]
     fit(Classifier(), *ours, logger=logger)
     (layout,) = [what for key, what in logger.seen if key == "layout"][-1:]
     assert set(layout) == {"hessian", "sharpness"}

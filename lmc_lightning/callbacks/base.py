@@ -34,7 +34,8 @@ class MeasurementCallback(Reporting, ABC):
     """Measures the training state at scheduled points and leaves training bit-identical.
 
     Leaves implement :meth:`measure`. Results are kept in ``results``, written to ``<log_dir>/lmc/<name>.jsonl`` and
-    shown in every logger at x = optimizer steps taken.
+    shown in every logger at x = optimizer steps taken. Standard errors are logged as ``<key>_stderr``; TensorBoard has
+    ``<key>/low`` and ``<key>/high`` instead, of those numbers that a chart of custom scalars shows with a band.
 
     Args:
         every_n_epochs: visit the start and every n-th completed epoch.

@@ -109,8 +109,8 @@ class EdgeOfStability(MeasurementCallback):
         """Stability with its two limits, and the change of the loss that was predicted beside the one that came."""
         return [
             Chart("stability and its limits", (self.tag("(limit/)?(full|mini)_batch"),)),
-            Band("batch sharpness ± 2 standard errors", self.key("batch_sharpness")),
-            Band("gradient noise scale ± 2 standard errors [examples]", self.key("gradient_noise_scale")),
+            Band("batch sharpness", self.key("batch_sharpness")),
+            Band("gradient noise scale [examples]", self.key("gradient_noise_scale")),
             Chart("change of the loss by the last step", (self.tag("update_(prediction|realised)"),)),
         ]
 

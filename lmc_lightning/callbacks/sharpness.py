@@ -161,7 +161,7 @@ class Sharpness(MeasurementCallback):
         rises = tuple(self.tag(f"{name}{end}") for name in self.measures if name in RISES)
         charts: list[Chart | Band] = [Chart("rise of the loss near θ", rises)] if rises else []
         if "average" in self.measures:
-            charts.append(Band("average rise ± 2 standard errors", self.key(f"average{end}")))
+            charts.append(Band("average rise", self.key(f"average{end}")))
         if "flatness_profile" in self.measures:
             charts.append(Chart("mean rise at growing radii", (self.tag(rf"flatness_profile/r_\d+{end}"),)))
         return charts

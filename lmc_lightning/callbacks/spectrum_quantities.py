@@ -158,11 +158,11 @@ def spectrum_arrays(result: SpectrumResult) -> dict[str, np.ndarray]:
 def spectrum_charts(key: Key, tag: Key, *, signed: bool) -> list[Chart | Band]:
     """What is to be seen together; ``signed`` of matrices that have negative eigenvalues."""
     charts: list[Chart | Band] = [
-        Band("λ_max ± 2 standard errors", key("lambda_max")),
-        Band("trace ± 2 standard errors", key("trace")),
+        Band("λ_max", key("lambda_max")),
+        Band("trace", key("trace")),
         Chart("eigenvalues at the top", (tag("lambda_max"), tag(r"eigenvalue_\d+"))),
         Chart("ranks", (tag("(effective|stable)_rank"),)),
-        Chart("gradient in the top subspace, and its overlap with the last one", (tag("grad_in_topk"), tag("overlap"))),
+        Chart("gradient in, and overlap of, top eigenvectors", (tag("grad_in_topk"), tag("overlap"))),
     ]
     if signed:
         charts += [

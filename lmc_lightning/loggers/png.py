@@ -18,5 +18,5 @@ def png(picture: np.ndarray) -> bytes:
     reduced = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     error = np.abs(np.asarray(reduced.convert("RGB"), dtype=np.int16) - picture).mean()
     buffer = io.BytesIO()
-    (reduced if error < NOT_SEEN else image).save(buffer, format="png", optimize=True)
+    (reduced if error < NOT_SEEN else image).save(buffer, format="png")
     return buffer.getvalue()

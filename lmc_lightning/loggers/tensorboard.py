@@ -60,12 +60,12 @@ def log_text(logger: Any, key: str, text: str, step: int) -> None:
 
 def log_layout(logger: Any, layout: Layout) -> None:
     """For the tab of custom scalars; of several layouts of a run, TensorBoard shows the last."""
-    given = {heading: {chart.title: _chart(chart) for chart in charts} for heading, charts in layout.items() if charts}
+    given = {heading: dict(map(_chart, charts)) for heading, charts in layout.items() if charts}
     if given:
         logger.experiment.add_custom_scalars(given)
 
 
-def _chart(chart: Chart | Band) -> list[Any]:
+def _chart(chart: Chart | Band) -> tuple[str, list[Any]]:
     if isinstance(chart, Band):
-        return ["Margin", [chart.key, f"{chart.key}/low", f"{chart.key}/high"]]
-    return ["Multiline", [f"^(?:{tag})$" for tag in chart.tags]]
+        return f"{chart.title} ± 2 standard errors", ["Margin", [chart.key, f"{chart.key}/low", f"{chart.key}/high"]]
+    return chart.title, ["Multiline", [f"^(?:{tag})$" for tag in chart.tags]]

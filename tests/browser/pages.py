@@ -1,5 +1,6 @@
 """TensorBoard in a headless browser: what its pages hold, and what they look like."""
 
+import io
 import shutil
 import subprocess
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import numpy as np
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
@@ -34,7 +37,8 @@ class Browser:
     def open(self, tab: str, **options: str) -> None:
         """Show a tab, with the options that TensorBoard takes in its address."""
         self.driver.get("about:blank")  # otherwise only the fragment changes, and the options of the last page stay
-        self.driver.get(f"{self.address}?{urlencode({'smoothing': '0', **options})}#{tab}")
+        unsmoothed = "" if tab == "timeseries" else "&_smoothingWeight=0"
+        self.driver.get(f"{self.address}?{urlencode({'smoothing': '0', **options})}#{tab}{unsmoothed}")
 
     def texts(self, css: str) -> list[str]:
         """What elements say, wherever they are on the page."""
@@ -46,16 +50,16 @@ class Browser:
         return int(self.driver.execute_script(DEEP + "return found.filter(e => e.clientWidth > 9).length;", css))
 
     def click(self, css: str) -> None:
-        """Press the first of the elements."""
-        self.driver.execute_script(DEEP + "found[0].click();", css)
+        """Press the first of the elements, if there is one."""
+        self.driver.execute_script(DEEP + "found[0]?.click();", css)
 
-    def pixels(self, css: str) -> int:
-        """How many colours a canvas of WebGL shows."""
-        script = """
-        const done = arguments[arguments.length - 1];
-        requestAnimationFrame(() => done(found[0] ? found[0].toDataURL().length : 0));
-        """
-        return int(self.driver.execute_async_script(DEEP + script, css))
+    def colors(self, css: str) -> int:
+        """How many colours the first of the elements shows, as far as it is on the screen."""
+        box = "const b = found[0].getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom];"
+        left, top, right, bottom = self.driver.execute_script(DEEP + box, css)
+        with Image.open(io.BytesIO(self.driver.get_screenshot_as_png())) as image:
+            area = image.convert("RGB").crop((left, top, min(right, image.width), min(bottom, image.height)))
+        return len(np.unique(np.asarray(area).reshape(-1, 3), axis=0))
 
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
         """The value of a condition as soon as it is true."""
@@ -73,7 +77,7 @@ class Browser:
 
     def save(self, path: Path) -> None:
         """Take a screenshot, when the last animations have come to rest."""
-        time.sleep(1.5)
+        time.sleep(4)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.driver.save_screenshot(str(path))
 
