@@ -32,7 +32,7 @@ class Children:
         branches: the folder of the children's curves.
         roots: where the trunk's random state may live, by name, to be put back afterwards.
         rank: of this process among those that train together.
-        silent: without a progress bar, which is shown in terminals only.
+        silent: without a progress bar.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Children:
     @contextmanager
     def _progress(self, children: Sequence[Node], end: Position | None) -> Iterator[Any]:
         total = sum(self._batches(child, end) for child in children) or None
-        with tqdm(total=total, unit="batch", disable=self._silent or None) as bar:
+        with tqdm(total=total, unit="batch", disable=self._silent) as bar:
             yield bar
 
     @contextmanager

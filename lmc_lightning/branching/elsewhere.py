@@ -1,6 +1,7 @@
 """Children trained in another process than the trunk's: the rest of a family, or one from a snapshot."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def finish_family(folder: Path, only: Sequence[str] | None = None) -> Family:
     _refuse_several(family.configuration, folder)
     end = _end_of(family)
     branches = folder / family.configuration["branches"]
-    children = Children(family, load_blueprint(folder / BLUEPRINT), branches, roots={})
+    children = Children(family, load_blueprint(folder / BLUEPRINT), branches, roots={}, silent=_quiet())
     chosen = [child for child in children.unfinished(end) if only is None or child.name in only]
     children.run(chosen, end)
     _merge(family, trunk_lives=end is None)
@@ -72,7 +73,7 @@ def train_from_snapshot(
         family.children.append(node)
     end = _end_of(family)
     branches = family.folder / family.configuration["branches"]
-    children = Children(family, load_blueprint(folder / BLUEPRINT), branches, roots={})
+    children = Children(family, load_blueprint(folder / BLUEPRINT), branches, roots={}, silent=_quiet())
     children.run([node] if node.status != "completed" else [], end)
     _merge(family, trunk_lives=end is None and family.trunk.status == "running")
     return family, node.name
@@ -86,6 +87,11 @@ def _refuse_several(configuration: dict, folder: Path) -> None:  # type: ignore[
             "these train its children, at the end of the run or by `CheckpointBranching.run_children`. Resume the run "
             "to train what is left."
         )
+
+
+def _quiet() -> bool:
+    """Without a terminal, where a progress bar fills a log."""
+    return not sys.stderr.isatty()
 
 
 def _about(folder: Path) -> dict:  # type: ignore[type-arg]

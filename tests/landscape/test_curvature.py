@@ -464,7 +464,7 @@ def test_intervals_of_the_trace_cover_it_over_200_seeds_with_the_stopping_rule_o
 class DenseObjective:
     """As much of an objective as a spectrum needs, of a matrix, without the cost of a module and its glass box."""
 
-    memory_budget, collective, seed = None, Collective(), 0
+    memory_budget, collective, seed, batches = None, Collective(), 0, (torch.zeros(1),)
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
