@@ -71,7 +71,8 @@ class HessianSpectrum(MeasurementCallback):
     ``hessian/spectral_radius``             table only: largest abs(λ)
     ``hessian/trace_per_param``             table only: tr H/P, the mean eigenvalue
     ``hessian/trace/{tensor}``              table only: trace of the diagonal block of a parameter tensor
-    ``hessian/ritz_values``                 histogram of the eigenvalue estimates, unweighted
+    ``hessian/ritz_values``                 histogram of the eigenvalue estimates, unweighted; in TensorBoard also
+                                            on a symmetric log scale, ``_symlog``
     ``hessian/density``                     figure of the smoothed spectral density, logarithmic
     ``hessian/attribution``                 figure, with ``attribution=True``: shares of λ_max, and the images of the
                                             largest
