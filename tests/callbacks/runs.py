@@ -11,6 +11,7 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lmc_lightning.loggers import Scalars, log_histogram, log_picture, log_scalars
 from tests.problems import generator, normal
 
 NUM_EXAMPLES, NUM_CLASSES, BATCH_SIZE = 24, 4, 8
@@ -108,7 +109,7 @@ class Rows(Logger):
 
 
 class TensorBoardLogger(Rows):
-    """Known by its name as one that can show pictures; notes which."""
+    """Notes which pictures it is shown; numbers come with their errors, as to all but the real one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,22 +122,30 @@ class TensorBoardLogger(Rows):
     def experiment(self) -> "TensorBoardLogger":
         return self
 
-    def add_histogram(self, key: str, values: Any, global_step: int) -> None:
-        assert len(values)
-        self.histograms.append((global_step, key))
-
-    def add_image(self, key: str, pixels: Any, global_step: int, dataformats: str) -> None:
-        assert dataformats == "HWC"
-        assert pixels.shape[2] == 3
-        assert pixels.std() > 0
-        self.figures.append((global_step, key))
-
     def add_custom_scalars(self, layout: dict[str, Any]) -> None:
         self.layouts.append(layout)
 
     def add_text(self, key: str, text: str, global_step: int) -> None:
         assert text
         self.texts.append((global_step, key))
+
+
+@log_scalars.register
+def _(logger: TensorBoardLogger, scalars: Scalars, step: int) -> None:
+    logger.log_metrics({**scalars.values, **scalars.errors}, step)
+
+
+@log_histogram.register
+def _(logger: TensorBoardLogger, key: str, values: Any, step: int) -> None:
+    assert len(values)
+    logger.histograms.append((step, key))
+
+
+@log_picture.register
+def _(logger: TensorBoardLogger, key: str, picture: Any, step: int) -> None:
+    assert picture.shape[2] == 3
+    assert picture.std() > 0
+    logger.figures.append((step, key))
 
 
 def fit(module: pl.LightningModule, *callbacks: Any, val: Any = None, ckpt_path: Any = None, **options: Any) -> Any:
