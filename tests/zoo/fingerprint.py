@@ -46,9 +46,9 @@ def global_random_state() -> list[Any]:
 
 
 def files(root: Path) -> list[str]:
-    """All files but those that our callbacks write."""
+    """All files but those that our callbacks write, in the folders of the run and of a CSVLogger."""
     found = [p.relative_to(root) for p in root.rglob("*") if p.is_file()]
-    return sorted(p.as_posix() for p in found if not {"lmc", "branches"} & set(p.parts))
+    return sorted(p.as_posix() for p in found if not {"lmc", "branches", "media"} & set(p.parts))
 
 
 def attributes(value: object) -> dict[str, Any]:
