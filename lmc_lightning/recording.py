@@ -87,7 +87,7 @@ class Measurement:
         return Scalars(
             _finite_only((q.name, q.value) for q in shown),
             _finite_only(pair for name, q in errors for pair in _errors(name, q)),
-            {q.name: band for q in shown if q.name in banded and (band := _band(q))},
+            {q.name: _band(q) for q in shown if q.name in banded and _finite(q.value) is not None},
         )
 
 
@@ -96,12 +96,14 @@ def _errors(name: str, quantity: Quantity) -> Iterator[tuple[str, float | None]]
     yield f"{name}_stderr_data", quantity.stderr_data
 
 
-def _band(quantity: Quantity) -> tuple[float, float] | None:
-    """Over probes and over examples, which are drawn independently of each other; ``None`` where no error is known."""
-    value, *errors = map(_finite, (quantity.value, quantity.stderr, quantity.stderr_data))
-    known = [error for error in errors if error is not None]
-    half = 2 * math.hypot(*known)
-    return (value - half, value + half) if value is not None and known else None
+def _band(quantity: Quantity) -> tuple[float, float]:
+    """Over probes and over examples, which are drawn independently; of no width where no error is known.
+
+    There has to be a band at every step of the value: TensorBoard draws none of them otherwise.
+    """
+    value, *errors = (_finite(x) or 0.0 for x in (quantity.value, quantity.stderr, quantity.stderr_data))
+    half = 2 * math.hypot(*errors)
+    return value - half, value + half
 
 
 def _finite_only(numbers: Iterable[tuple[str, float | None]]) -> dict[str, float]:

@@ -111,7 +111,7 @@ def test_a_band_is_two_standard_errors_over_probes_and_examples_together() -> No
         Quantity("a/nan", math.nan, stderr=0.1),
     )
     scalars = Measurement(quantities).scalars({"a/both", "a/none", "a/hidden", "a/nan"})
-    assert scalars.bands == {"a/both": (0.0, 2.0)}
+    assert scalars.bands == {"a/both": (0.0, 2.0), "a/none": (2.0, 2.0)}
     assert scalars.values == {"a/both": 1.0, "a/none": 2.0, "a/other": 3.0}
     assert scalars.errors.keys() >= {"a/both_stderr", "a/both_stderr_data", "a/other_stderr"}
     assert "a/hidden_stderr" not in scalars.errors

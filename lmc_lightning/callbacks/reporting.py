@@ -1,7 +1,7 @@
 """What the measuring callbacks of a run show together: one layout of charts, and one report at the end."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,23 +70,17 @@ def layout_of(callbacks: Iterable[Reporting], *, measured: bool = False) -> Layo
     """The charts of all callbacks under their kinds; with ``measured``, only those that have something to show."""
     layout: dict[str, list[Chart | Band]] = {}
     for callback in callbacks:
-        charts = [c for chart in callback.charts() for c in (_shown(chart, callback.results) if measured else [chart])]
+        names = {r.name for r in callback.results if r.is_measured}
+        charts = [chart for chart in callback.charts() if not measured or _has(chart, names)]
         title = f"{{}} ({callback.name})" if callback.name else "{}"
         layout.setdefault(callback.kind, []).extend(replace(c, title=title.format(c.title)) for c in charts)
     return layout
 
 
-def _shown(chart: Chart | Band, records: Iterable[Record]) -> Iterator[Chart | Band]:
-    """The chart, if there is something in it; a band without any error is a line."""
-    if isinstance(chart, Chart):
-        if any(re.fullmatch(tag, r.name) for tag in chart.tags for r in records):
-            yield chart
-        return
-    found = [r for r in records if r.name == chart.key]
-    if any(r.stderr is not None or r.evidence.get("stderr_data") is not None for r in found):
-        yield chart
-    elif found:
-        yield Chart(chart.title, (re.escape(chart.key),))
+def _has(chart: Chart | Band, names: set[str]) -> bool:
+    if isinstance(chart, Band):
+        return chart.key in names
+    return any(re.fullmatch(tag, name) for tag in chart.tags for name in names)
 
 
 def _reporting(trainer: Any) -> list[Reporting]:

@@ -30,7 +30,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Band:
-    """One number with its error: value ± 2 standard errors. It is a line where no error is known."""
+    """One number with its error: value ± 2 standard errors."""
 
     title: str
     key: str

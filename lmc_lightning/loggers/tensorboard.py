@@ -9,6 +9,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from lmc_lightning.loggers.items import Band, Chart, Embedding, Layout, Mesh, Scalars
 from lmc_lightning.loggers.png import png
 
+BINS = 100
+"""More than the viewer draws; the default of torch takes six times the space."""
+
 
 def log_scalars(logger: Any, scalars: Scalars, step: int) -> None:
     """The values, and of bands their ends, which are drawn around the value in one chart: errors get no cards."""
@@ -19,8 +22,8 @@ def log_scalars(logger: Any, scalars: Scalars, step: int) -> None:
 
 def log_histogram(logger: Any, key: str, values: np.ndarray, step: int) -> None:
     """As it is, and on an axis on which both outliers and what is near 0 can be seen."""
-    logger.experiment.add_histogram(key, values, global_step=step)
-    logger.experiment.add_histogram(f"{key}_symlog", symlog(values), global_step=step)
+    for name, shown in ((key, values), (f"{key}_symlog", symlog(values))):
+        logger.experiment.add_histogram(name, shown, global_step=step, bins=BINS)
 
 
 def symlog(values: np.ndarray) -> np.ndarray:
