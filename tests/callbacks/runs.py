@@ -1,7 +1,7 @@
 """A small smooth classifier, short quiet runs of it, and what a callback's docstring says that it logs."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -191,16 +191,3 @@ def with_errors(rows: Mapping[str, str]) -> Iterator[str]:
         if not is_picture(text) and not is_unlogged(text):
             yield key
             yield from (f"{key}{suffix}" for suffix in re.findall(r"``(_stderr\w*)``", text))
-
-
-def in_tensorboard(keys: Iterable[str], banded: Collection[str] = ()) -> set[str]:
-    """The scalars of TensorBoard: no standard errors, but the two ends of a band where a chart has one."""
-    given = set(keys)
-    errors = {key for key in given if re.search(r"_stderr(_data)?$", key)}
-    ends = {
-        f"{key}/{end}"
-        for key in banded
-        if f"{key}_stderr" in errors or f"{key}_stderr_data" in errors
-        for end in ("low", "high")
-    }
-    return given - errors | ends

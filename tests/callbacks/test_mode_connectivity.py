@@ -60,10 +60,10 @@ def test_every_pair_is_logged_under_the_keys_of_the_table(run: Branched) -> None
     metrics = r"path/(train|val)_(loss|error)"
     qualifier = "|".join(sorted(QUALIFIERS | {"signed_deviation"}))
     whole = "|".join(re.escape(k.split("/")[1]) for k in ROWS if re.match(r"path/[a-z_]+/k1", k))
-    pattern = rf"{metrics}/{PAIR}(/({qualifier}))?|path/({whole})/{PAIR}"
+    pattern = rf"{metrics}/{PAIR}(/({qualifier}))?(_stderr)?|path/({whole})/{PAIR}"
     assert [key for key in keys if not re.fullmatch(pattern, key)] == []
     assert {"max", "mean", "arc_mean", "line"} == QUALIFIERS
-    assert len(keys) == 2 * (4 * (1 + 5) + 3)  # children × (metrics × kinds + of the curve); errors are in the table
+    assert len(keys) == 2 * (4 * (1 + 5) * 2 + 3)  # children × (metrics × kinds × value and error + of the curve)
     assert {key for _, key in run.logger.figures if key.startswith("path_")} == {
         f"path_curves/{s}_{m}/k1_000/child_{c}" for s in ("train", "val") for m in ("loss", "error") for c in (0, 1)
     }
