@@ -302,10 +302,23 @@ MAKE: dict[str, Callable[[], pl.Callback]] = {
     "EdgeOfStability": lambda: EdgeOfStability(num_examples=20, max_products=64),
     "HessianSpectrum": lambda: HessianSpectrum(num_examples=20, num_probes=2, num_steps=2),
     "InterpolationBarrier": lambda: InterpolationBarrier(reference="initial", num_points=3, num_examples=20),
+    "LocalLearningCoefficient": lambda: lmc_lightning.LocalLearningCoefficient(
+        lmc_lightning.Langevin(num_chains=2, num_burn_in=1, num_draws=4), num_examples=20
+    ),
+    "LossSurface": lambda: lmc_lightning.LossSurface(num_points=3, num_examples=20),
+    "MinimaVolume": lambda: lmc_lightning.MinimaVolume(num_directions=4, threshold="rise", rtol=0.1, num_examples=20),
+    "ModeConnectivity": lambda: lmc_lightning.ModeConnectivity(
+        lmc_lightning.CurveTraining(num_epochs=1), num_points=3, reference="initial", num_examples=20
+    ),
+    "RepresentationSimilarity": lambda: lmc_lightning.RepresentationSimilarity(reference="initial", num_examples=20),
     "Sharpness": lambda: Sharpness(num_examples=20),
+    "WeightTrajectory": lambda: lmc_lightning.WeightTrajectory(
+        record_every_n_train_steps=1, loss_points=2, num_examples=20
+    ),
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*did not converge:UserWarning")
 @pytest.mark.filterwarnings("ignore:CheckpointBranching. k1_000_child_0 failed, SharedNoiseError:UserWarning")
 def test_every_callback_pickles_before_and_after_a_run() -> None:
     exported = {name: getattr(lmc_lightning, name) for name in lmc_lightning.__all__}

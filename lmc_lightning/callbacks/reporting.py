@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lmc_lightning.callbacks.run_report import run_report
 from lmc_lightning.core.files import write_atomic
@@ -62,7 +62,9 @@ class Reporting(Callback):
                 write_atomic(self._recorder.directory / FILE, lambda file: file.write(text.encode()))
             for logger in trainer.loggers:
                 log_text(logger, TAG, text, self._step)
-        except Exception as error:  # a logger out of disk or network, after a run that has succeeded
+        except OSError as error:  # the recorders have warned of a full disk
+            rank_zero_info(f"The report of the run cannot be written: {error}")
+        except Exception as error:  # a logger out of network, after a run that has succeeded
             rank_zero_warn(f"The report of the run cannot be shown: {type(error).__name__}: {error}")
 
 

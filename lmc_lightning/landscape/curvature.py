@@ -11,13 +11,12 @@ from torch import Tensor
 from lmc_lightning.core.hvp import CurvatureProduct
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import gaussian
-from lmc_lightning.core.structure import leading_size
 from lmc_lightning.landscape.blocks import Blocks, BlockSpectrum, block_spectra, tensor_blocks
 from lmc_lightning.landscape.data_errors import stderr_data
 from lmc_lightning.landscape.eigenvectors import share_within, squares_by_tensor, subspace_overlap
 from lmc_lightning.landscape.exact_trace import ExactnessCheck, ExactTrace, exact_trace
 from lmc_lightning.landscape.exact_trace import exactness as exactness_of
-from lmc_lightning.landscape.memory_plan import MemoryPlan, memory_plan
+from lmc_lightning.landscape.memory_plan import MemoryPlan, chunk_size_of, memory_plan
 from lmc_lightning.landscape.probing import Probing, sampled_trace
 from lmc_lightning.landscape.spectrum_result import Cost, SpectrumResult, Trace
 from lmc_lightning.linalg.density import Quadrature, spectral_quadrature
@@ -325,7 +324,7 @@ class _Run:
             num_gradients=self.product.num_gradients + num_gradients,
             seconds=0.0,
             num_chunks=self.product.num_chunks,
-            chunk_size=leading_size(objective.batches[0]),
+            chunk_size=chunk_size_of(objective),
             num_cached=self.product.num_cached,
             memory_budget=self.plan.budget,
             max_basis=self.plan.max_basis,

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.memory import FREE_MEMORY_SHARE, free_bytes
+from lmc_lightning.core.objective import Objective
+from lmc_lightning.core.structure import leading_size
 
 BLOCK_SIZE = {"cpu": 1}
 """Vectors multiplied at a time by device type; elsewhere ``DEFAULT_BLOCK_SIZE``."""
@@ -76,3 +78,9 @@ def memory_plan(
         num_steps=steps,
         block_size=wanted if block_size is not None else max(1, min(wanted, free_rows // steps)),
     )
+
+
+def chunk_size_of(objective: Objective) -> int | None:
+    """Examples in the first chunk, of the process that has most; None where they cannot be counted."""
+    own = torch.tensor([float(leading_size(objective.batches[0]) or 0)])
+    return int(objective.collective.gather(lambda: own).max()) or None

@@ -1,0 +1,3 @@
+"""Without selenium there is nothing to collect here."""
+
+collect_ignore = ["pages.py"]
