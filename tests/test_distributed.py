@@ -68,7 +68,9 @@ def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
     files = {p.relative_to(log_dir).as_posix() for p in log_dir.rglob("*") if p.is_file()}
     tables = {f"lmc/{kind}.jsonl" for kind in ("hessian", "sharpness", "barrier")}
     figures = {f"lmc/figures/hessian_density_0000{step}.png" for step in ("00", "10", "20")}
-    assert files == {"metrics.csv", *tables, *figures, "lmc/probes_0.pt", "lmc/probes_1.pt"}
+    arrays = {f for f in files if f.startswith("lmc/arrays/hessian_")}
+    others = {"metrics.csv", "lmc/report.md", "lmc/probes_0.pt", "lmc/probes_1.pt"}
+    assert files - arrays == {*tables, *figures, *others}
     rows = [row for row in (log_dir / "metrics.csv").read_text().splitlines() if "e" in row]
     assert len(rows) == len(set(rows))
 
@@ -101,7 +103,9 @@ def assert_as_one_process(source: str, both: list[Any], folder: Path, dtype: tor
         loss = F.cross_entropy(module.net(inputs), labels).item()
         assert math.isclose(found["hessian/trace"]["evidence"]["probe_loss"], loss, rel_tol=1e-6)
         for name in names:
-            assert math.isclose(found[name]["value"], alone[name], rel_tol=1e-6), name
+            # The trace is deflated by eigenvectors, and so are the ranks; the run starts them from its last visit's.
+            tolerance = 1e-5 if name in ("hessian/trace", "hessian/effective_rank", "hessian/stable_rank") else 1e-6
+            assert math.isclose(found[name]["value"], alone[name], rel_tol=tolerance), name
 
 
 @pytest.mark.parametrize("source", distributed.SOURCES)
