@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Cell:
     overrides: Overrides
     seed: int | None = None
 
-    @property
+    @cached_property
     def id(self) -> str:
         """A hash of the part of the configuration that differs from defaults: it survives new options with defaults."""
         trainer = {k: v for k, v in self.config.get("trainer", {}).items() if k not in _NOT_IN_IDENTITY}
@@ -147,6 +148,11 @@ class Study:
 
     def cells(self) -> list[Cell]:
         """All training runs, each once."""
+        return [*self._cells]
+
+    @cached_property
+    def _cells(self) -> tuple[Cell, ...]:
+        # Every task and every pairing asks for them, and a large study has thousands to hash.
         found: dict[str, Cell] = {}
         chosen = [*self._combinations()]
         keys = dict.fromkeys(key for overrides in chosen for key in overrides)
@@ -160,7 +166,7 @@ class Study:
                     config = _with_branches(config, {"seed": seed or 0, **self.branches})
                 cell = Cell(config, {**usual, **overrides}, seed)
                 found.setdefault(cell.id, cell)
-        return [*found.values()]
+        return tuple(found.values())
 
     def paired(self) -> list[tuple[Cell, Cell, Pairing]]:
         """The pairs of cells that are compared."""

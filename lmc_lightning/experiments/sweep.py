@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from lmc_lightning.branching.storage import in_words
 from lmc_lightning.experiments.tasks import Kind, Outcome, Task, cell_folder, outcome_of
 
 
@@ -38,7 +39,7 @@ class Forecast:
         if self.bytes_per_cell is None:
             return f"{counts}; {time}."
         disk = self.bytes_per_cell * self.total.get("cell", 0)
-        return f"{counts}; {time}; disk {_size(disk)} in all, {_size(self.free_bytes)} are free."
+        return f"{counts}; {time}; disk {in_words(disk)} in all, {in_words(self.free_bytes)} are free."
 
 
 _PLURAL: dict[Kind, str] = {"cell": "cells", "child": "children", "family": "families", "pair": "pairs"}
@@ -74,11 +75,3 @@ def describe(outcome: Outcome) -> str:
     setting = ", ".join(f"{name}={value}" for name, value in outcome.hyperparameters.items())
     end = outcome.status if outcome.reason is None else f"{outcome.status}: {outcome.reason}"
     return f"{outcome.kind:<6} {outcome.id}  {end}  {outcome.seconds:.1f} s  {setting}"
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
