@@ -19,6 +19,9 @@ _BLOCK_TOLERANCE = 1e-3
 _PIECE = 1 << 20
 """Entries that are converted to float64 at a time."""
 
+_SUMMED = 1 << 16
+"""Products that are summed in the dtype of θ before float64 takes over."""
+
 
 class CurvatureProduct(ABC):
     """v ↦ C v for a symmetric C that is a weighted mean over the chunks of a probe set, e.g. a Hessian at θ.
@@ -87,7 +90,21 @@ class CurvatureProduct(ABC):
     def with_forms(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """The product and vᵀC_b v of each chunk's own matrix in float64, ``(B,)`` or ``(B, b)``, for one each."""
         forms = torch.zeros(len(self._weights), *vector.shape[1:], dtype=torch.float64)
-        product = self._apply(vector, forms)
+        product = self._apply(vector, lambda index, found: forms[index].copy_(_columnwise_dot(vector, found)))
+        return product, self._collective.gather(lambda: forms)
+
+    def with_projections(self, vector: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """C v ``(P,)``, and rᵀC_b v of each chunk's own matrix for each r of ``rows`` in float64, ``(B, n)``."""
+        forms = torch.zeros(len(self._weights), len(rows), dtype=torch.float64)
+
+        def observe(index: int, found: Tensor) -> None:
+            pieces = found.split(_SUMMED)
+            parts = [
+                torch.stack([torch.dot(*pair) for pair in zip(r.split(_SUMMED), pieces, strict=True)]) for r in rows
+            ]
+            forms[index] = torch.stack(parts).double().sum(1)
+
+        product = self._apply(vector, observe)
         return product, self._collective.gather(lambda: forms)
 
     def quadratic_forms(self, vector: Tensor) -> Tensor:
@@ -128,12 +145,12 @@ class CurvatureProduct(ABC):
     def release(self) -> None:  # noqa: B027  # nothing is kept here
         """Free what is kept between products; the next one builds it anew."""
 
-    def _apply(self, vector: Tensor, forms: Tensor | None) -> Tensor:
+    def _apply(self, vector: Tensor, observe: Callable[[int, Tensor], object] | None) -> Tensor:
         def product(index: int) -> Sequence[Tensor]:
             pieces = self._product(index, vector) if vector.ndim == 1 else [self._products(index, vector)]
-            if forms is not None:
+            if observe is not None:
                 pieces = [torch.cat([*pieces])]
-                forms[index] = _columnwise_dot(vector, pieces[0])
+                observe(index, pieces[0])
             return pieces
 
         with self._context():

@@ -12,6 +12,7 @@ from lmc_lightning.core.hvp import CurvatureProduct
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import gaussian
 from lmc_lightning.landscape.blocks import Blocks, BlockSpectrum, block_spectra, tensor_blocks
+from lmc_lightning.landscape.chunk_forms import ChunkForms
 from lmc_lightning.landscape.data_errors import stderr_data
 from lmc_lightning.landscape.eigenvectors import share_within, squares_by_tensor, subspace_overlap
 from lmc_lightning.landscape.exact_trace import ExactnessCheck, ExactTrace, exact_trace
@@ -61,9 +62,9 @@ def spectrum(
     the density, and with it trace, Frobenius norm and effective ranks at no further product. Probes and start follow
     from ``generator`` alone, so that equal seeds compare visits under common random numbers.
 
-    Cost: up to ``max_products + num_probes · num_steps`` products and one more for each eigenvalue (for errors over
-    data; one in all where no trace is sampled). Memory: graphs and Lanczos vectors within the objective's memory
-    budget, see :func:`memory_plan`; beside it the work space of one product, about 6 vectors.
+    Cost: up to ``max_products + num_probes · num_steps`` products, and where memory forces restarts one more for each
+    eigenvalue (for errors over data; one in all where no trace is sampled). Memory: graphs and Lanczos vectors within
+    the objective's memory budget, see :func:`memory_plan`; beside it the work space of one product, about 6 vectors.
 
     Args:
         objective: The mean loss.
@@ -190,6 +191,8 @@ class _Run:
     ) -> None:
         self.product, self.request, self.plan = product, request, plan
         self.generator, self.should_stop = generator, should_stop
+        several = int(product.weights.count_nonzero()) > 1
+        self.chunk_forms = ChunkForms(product) if several and plan.max_basis is None else None
 
     @property
     def stopped(self) -> bool:
@@ -237,7 +240,7 @@ class _Run:
         if not request.num_pairs:
             return None
         return extreme_eigenpairs(
-            self.product,
+            self.chunk_forms or self.product,
             start,
             num_largest=request.num_largest,
             num_smallest=request.num_smallest,
@@ -268,6 +271,8 @@ class _Run:
         if pairs is None or weights.count_nonzero() < 2:
             return torch.zeros(0, len(weights), dtype=torch.float64)
         vectors = pairs.eigenvectors if every else pairs.eigenvectors[:1]
+        if self.chunk_forms is not None:
+            return torch.stack([self.chunk_forms.of(vector) for vector in vectors])
         if self.plan.block_size == 1:
             return torch.stack([self.product.quadratic_forms(vector) for vector in vectors])
         return torch.cat([self.product.quadratic_forms(block.T).T for block in vectors.split(self.plan.block_size)])

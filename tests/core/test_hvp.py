@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lmc_lightning.core.hvp import CurvatureProduct, FiniteDifferenceProduct, HessianProduct
 from lmc_lightning.core.objective import Objective
+from lmc_lightning.landscape.chunk_forms import ChunkForms
 from tests import oracles
 from tests.core.test_objective import CASES, Case, copied, plain
 from tests.problems import ConvNet, cross_entropy, images, normal, split
@@ -61,6 +62,21 @@ def test_forms_of_a_block_are_those_of_its_columns(operator: str) -> None:
             torch.testing.assert_close(forms[:, column], of_one, rtol=1e-12, atol=1e-13)
         whole = (vectors * products).sum(0)
         torch.testing.assert_close(product.weights @ forms, whole, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_forms_of_combinations_follow_from_the_products_that_were_taken(operator: str) -> None:
+    objective = conv_net()
+    theta = objective.theta()
+    vectors, weights = torch.linalg.qr(normal(objective.num_params, 4, seed=1)).Q.T, normal(4, seed=2)
+    with OPERATORS[operator](objective, theta) as product:
+        forms = ChunkForms(product)
+        for vector in vectors:
+            torch.testing.assert_close(forms(vector), product(vector), rtol=1e-12, atol=1e-13)
+        before = product.num_products
+        found = forms.of(weights @ vectors)
+        assert product.num_products == before
+        torch.testing.assert_close(found, product.quadratic_forms(weights @ vectors), rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("memory_budget", [0, 2**30])
