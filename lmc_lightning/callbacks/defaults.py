@@ -18,7 +18,7 @@ def default_callbacks(
 ) -> list[MeasurementCallback]:
     """λ_max and sharpness on a few training examples, at the start and after every epoch.
 
-    Each visit costs 6 to 8 Hessian products (the first one up to 17), 2 gradients and 8 losses of ``num_examples``
+    Each visit costs 5 to 7 Hessian products (the first one up to 16), 2 gradients and 8 losses of ``num_examples``
     examples; under Adam as many products again, for ``hessian/stability``. λ_max of so few examples is too large,
     scatters, and is found to a tolerance of 30 % only: enough to follow a run, while numbers to report come from
     ``HessianSpectrum()``.
