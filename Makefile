@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS ?= 2
 
-.PHONY: demo test lint types unit browser-test check-fresh clean
+.PHONY: demo test lint types unit browser-test tour check-fresh clean
 
 demo: .venv/.package
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python examples/quickstart.py
@@ -29,6 +29,11 @@ browser-test: .venv/.test
 	  $$sudo apt-get update -qq && $$sudo apt-get install -qq -y chromium chromium-driver; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	OMP_NUM_THREADS=1 SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest -m browser tests/browser
+
+# The notebook from its script, run from the first cell to the last.
+tour: .venv/.test
+	$(BIN)/jupytext --quiet --to ipynb examples/tour.py
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/jupyter-execute --inplace --NotebookClient.record_timing=False examples/tour.ipynb
 
 # Both commands as a newcomer meets them: from a clone of the last commit, in a folder of its own.
 check-fresh:

@@ -1,6 +1,7 @@
 """A static HTML page, light or dark as its reader's browser is."""
 
 import base64
+import gzip
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
@@ -22,9 +23,24 @@ th { color: var(--faint); font-weight: 600; white-space: nowrap } th.text, td.te
 tbody tr:nth-child(even) { background: var(--band) }
 figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top; max-width: min(100%, 35rem) }
 figure img { max-width: 100%; border-radius: 4px; background: #fff }
+.relief { display: inline-block; width: min(100%, 35rem); height: 460px; margin: 0 1rem 1rem 0; vertical-align: top;
+          background: #fff; border-radius: 4px; overflow: hidden } .note { color: var(--faint); font-size: 13px }
 figcaption, summary { color: var(--faint); font-size: 13px } summary { cursor: pointer }
 pre { background: var(--band); padding: 1rem; overflow-x: auto; font-size: 12.5px }
 """
+
+
+_DRAW_RELIEFS = """
+const packed = Uint8Array.from(atob("PLOTLY"), c => c.charCodeAt(0));
+new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text().then(program => {
+  document.head.append(Object.assign(document.createElement("script"), {textContent: program}));
+  const config = {responsive: true, displaylogo: false};
+  const inSight = new IntersectionObserver(entries => entries.forEach(({target, isIntersecting}) => isIntersecting
+    ? Plotly.newPlot(target, {...JSON.parse(target.dataset.figure), config}) : Plotly.purge(target)));
+  document.querySelectorAll(".relief").forEach(element => inSight.observe(element));
+});
+"""
+# Compressed the program takes 2 MB, not 5; and browsers keep some ten such drawings at most, hence those in sight.
 
 
 @dataclass(frozen=True)
@@ -40,16 +56,27 @@ class Section:
         return "".join(c if c.isalnum() else "-" for c in self.title.lower())
 
 
-def page(title: str, sections: Iterable[Section]) -> str:
-    """The whole page."""
+def page(title: str, sections: Iterable[Section], *, plotly: str = "") -> str:
+    """The whole page.
+
+    Args:
+        title: of the page.
+        sections: from top to bottom.
+        plotly: the program that draws :func:`relief`, where there is one.
+    """
     shown = [*sections]
     links = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in shown)
     body = "\n".join(f'<h2 id="{s.anchor}">{escape(s.title)}</h2>\n{s.content}' for s in shown)
+    script = f"<script>{_DRAW_RELIEFS.replace('PLOTLY', _packed(plotly))}</script>\n" if plotly else ""
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style>\n</head>\n<body>\n'
-        f"<h1>{escape(title)}</h1>\n<nav>{links}</nav>\n{body}\n</body>\n</html>\n"
+        f"<h1>{escape(title)}</h1>\n<nav>{links}</nav>\n{body}\n{script}</body>\n</html>\n"
     )
+
+
+def _packed(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -76,6 +103,16 @@ def image(caption: str, *, content: bytes | None = None, source: str = "") -> st
     text = escape(caption, quote=True)
     src = escape(source, quote=True)
     return f'<figure><img loading="lazy" alt="{text}" src="{src}"><figcaption>{text}</figcaption></figure>\n'
+
+
+def relief(figure: str) -> str:
+    """A figure of plotly, in JSON, that is drawn while it is in sight."""
+    return f'<div class="relief" data-figure="{escape(figure, quote=True)}"></div>\n'
+
+
+def note(text: str) -> str:
+    """A remark."""
+    return f'<p class="note">{escape(text)}</p>\n'
 
 
 def details(summary: str, content: str) -> str:

@@ -3,16 +3,20 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from lmc_lightning.branching.lineage import versions
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.experiments.collect import NUMBER, OWN, collect, runs
 from lmc_lightning.experiments.definitions import definitions
-from lmc_lightning.experiments.page import Section, details, image, page, preformatted, table
+from lmc_lightning.experiments.page import Section, details, image, note, page, preformatted, relief, table
 from lmc_lightning.experiments.tasks import Outcome, cell_folder, outcome_of
+from lmc_lightning.landscape.slices import load_surface
+from lmc_lightning.plotting.interactive import interactive_relief, plotly_program
 from lmc_lightning.recording import NOT_MADE
 
 EMBEDDED_BYTES = 20_000_000
@@ -24,7 +28,8 @@ _COSTS = ("seconds", "num_matvecs", "num_gradients", "num_losses")
 def report(folder: Path | str, output: Path | str) -> Path:
     """Write the page of a run, or of a study.
 
-    Pictures are part of the page, up to 20 MB together; further ones are linked where they are.
+    Pictures are part of the page, up to 20 MB together; further ones are linked where they are. With plotly installed
+    (the extra ``html``) the last loss surface of each run can be turned; its program, 2 MB, is part of the page too.
 
     Args:
         folder: of a run, with ``lmc/*.jsonl`` in it, or of a study, with ``records``.
@@ -34,22 +39,25 @@ def report(folder: Path | str, output: Path | str) -> Path:
         FileNotFoundError: the folder is neither.
     """
     folder, output = Path(folder), Path(output)
+    pictures = _Pictures(output)
     if any((folder / "records").glob("*.json")):
-        sections = [*_study(folder, _Pictures(output))]
+        sections = [*_study(folder, pictures)]
     elif any((folder / "lmc").glob("*.jsonl")):
-        sections = [*_run(folder, _Pictures(output))]
+        sections = [*_run(folder, pictures)]
     else:
         raise FileNotFoundError(f"Expected the folder of a run, with lmc/*.jsonl, or of a study, got {folder}.")
-    content = page(folder.resolve().name, sections).encode()
+    program = plotly_program() if pictures.num_reliefs else ""
+    content = page(folder.resolve().name, sections, plotly=program).encode()
     write_atomic(output, lambda file: file.write(content))
     return output
 
 
 class _Pictures:
-    """Embeds PNG files until the page is large."""
+    """Embeds PNG files until the page is large, and loss surfaces to be turned."""
 
     def __init__(self, output: Path) -> None:
         self.left, self.home = EMBEDDED_BYTES, output.absolute().parent
+        self.num_reliefs = 0
 
     def __call__(self, files: Iterable[Path]) -> str:
         return "".join(self._one(file) for file in files)
@@ -59,6 +67,16 @@ class _Pictures:
         if self.left >= 0:
             return image(file.stem, content=file.read_bytes())
         return image(file.stem, source=Path(os.path.relpath(file.absolute(), self.home)).as_posix())
+
+    def reliefs(self, folder: Path) -> str:
+        """Of each loss surface of a run the last one on a plane, to be turned."""
+        files = _newest((folder / "lmc" / "arrays").glob("landscape_surface_*.npz"))
+        planes = {file: found for file in files if (found := load_surface(file)).ys is not None}
+        if planes and find_spec("plotly") is None:
+            return note("Loss surfaces can be turned here if plotly is installed: pip install 'lmc-lightning[html]'.")
+        self.num_reliefs += len(planes)
+        figures = (interactive_relief(found, title=f"Loss surface, {_at(file)}") for file, found in planes.items())
+        return "".join(relief(figure.to_json()) for figure in figures)
 
 
 # -- a run ------------------------------------------------------------------------------------------------------------
@@ -72,16 +90,21 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 def _run(folder: Path, pictures: _Pictures) -> Iterator[Section]:
     records = _records(folder)
     yield Section("Visits", table(_visits(records)))
-    if figures := sorted((folder / "lmc" / "figures").glob("*.png")):
-        newest = _newest(figures)
-        older = [figure for figure in figures if figure not in newest]
-        more = details(f"{len(older)} of earlier visits", pictures(older)) if older else ""
-        yield Section("Figures", pictures(newest) + more)
+    figures = sorted((folder / "lmc" / "figures").glob("*.png"))
+    newest = _newest(figures)
+    older = [figure for figure in figures if figure not in newest]
+    shown = pictures.reliefs(folder) + pictures(newest)
+    if older:
+        shown += details(f"{len(older)} of earlier visits", pictures(older))
+    if shown:
+        yield Section("Figures", shown)
     yield from _common(records)
     texts = [(name, folder / name) for name in ("config.yaml", "hparams.yaml") if (folder / name).is_file()]
     settings = "".join(details(name, preformatted(path.read_text("utf-8"))) for name, path in texts)
     if settings:
         yield Section("Configuration", settings)
+    here = pd.DataFrame([versions()])
+    yield Section("Environment", note("Of the process that wrote this page.") + table(here))
 
 
 def _visits(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -95,6 +118,10 @@ def _visits(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def _newest(figures: Iterable[Path]) -> list[Path]:
     """Of figures ``<name>_<step>.png`` the last one of each name."""
     return [*{figure.stem.rpartition("_")[0]: figure for figure in sorted(figures)}.values()]
+
+
+def _at(file: Path) -> str:
+    return f"step {int(file.stem.rpartition('_')[2])}"
 
 
 def _common(records: list[dict[str, Any]]) -> Iterator[Section]:
@@ -168,9 +195,10 @@ def _tasks(outcomes: Iterable[Outcome]) -> pd.DataFrame:
 
 
 def _figures_of(folder: Path, cell: Outcome, pictures: _Pictures) -> str:
-    figures = _newest((cell_folder(folder, cell.id) / "lmc" / "figures").glob("*.png"))
+    home = cell_folder(folder, cell.id)
+    shown = pictures.reliefs(home) + pictures(_newest((home / "lmc" / "figures").glob("*.png")))
     setting = ", ".join(f"{name}={value}" for name, value in cell.hyperparameters.items())
-    return details(f"{cell.id}  {setting}", pictures(figures)) if figures else ""
+    return details(f"{cell.id}  {setting}", shown) if shown else ""
 
 
 def _environment(outcomes: Iterable[Outcome]) -> pd.DataFrame:

@@ -1,10 +1,15 @@
 """The page of a run and of a study: well-formed, whole, and safe with whatever text it shows."""
 
+import gzip
 import json
+import re
+from base64 import b64decode
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from lmc_lightning.experiments import report as reports
 from lmc_lightning.experiments.cli import main
@@ -13,6 +18,9 @@ from lmc_lightning.experiments.definitions import definitions
 from lmc_lightning.experiments.report import report
 from lmc_lightning.experiments.study import Study
 from lmc_lightning.experiments.tasks import cell_folder, run_task, tasks_of
+from lmc_lightning.landscape.slices import Mark, Surface
+from lmc_lightning.media import save_arrays
+from lmc_lightning.plotting.interactive import plotly_program
 from tests.experiments.studies import BRANCHED, run_all
 
 VOID = {"meta", "img", "link", "br", "hr", "!doctype"}
@@ -24,7 +32,7 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.open, self.texts, self.sources, self.tags = [], [], [], set()
+        self.open, self.texts, self.sources, self.reliefs, self.tags = [], [], [], [], set()
         self.feed(path.read_text("utf-8"))
         self.close()
         assert self.open == []
@@ -32,6 +40,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.sources += [value for name, value in attrs if tag == "img" and name == "src"]
+        self.reliefs += [json.loads(value) for name, value in attrs if name == "data-figure"]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -90,7 +99,7 @@ def test_a_run_shows_its_visits_figures_and_failures(study, tmp_path):
     extra.write_text(json.dumps({**lost, "evidence": {"reason": f"ValueError: {NASTY}"}}) + "\n")
     page = Page(report(home, tmp_path / "run.html"))
     extra.unlink()
-    assert {"Visits", "Figures", "Failed and skipped visits", "Configuration"} <= page.cells
+    assert {"Visits", "Figures", "Failed and skipped visits", "Configuration", "Environment"} <= page.cells
     assert f"ValueError: {NASTY}" in page.cells
     assert page.sources
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.sources)
@@ -103,6 +112,41 @@ def test_pictures_beyond_the_limit_stay_where_they_are(study, tmp_path, monkeypa
     page = Page(report(study, output))
     assert page.sources
     assert all((output.parent / source).resolve().is_file() for source in page.sources)
+
+
+@pytest.fixture
+def run_with_surfaces(tmp_path: Path) -> Path:
+    """Two visits to a plane, and one to a line."""
+    directory = tmp_path / "run" / "lmc"
+    directory.mkdir(parents=True)
+    (directory / "landscape.jsonl").write_text("")
+    marks = (Mark("θ", (0.0, 0.0), 0.0, {"loss": 1.0}),)
+    grid, about = torch.tensor([-1.0, 0, 1]).double(), {"labels": ("a", NASTY), "description": NASTY}
+    for step in (0, 140):
+        plane = Surface(grid, grid, {"loss": 1 + step + torch.outer(grid, grid)}, marks, **about)
+        save_arrays(directory, plane.to_arrays(), "landscape/surface", step)
+    line = Surface(grid, None, {"loss": grid.square()}, marks, **about)
+    save_arrays(directory, line.to_arrays(), "landscape/surface/line", 140)
+    return directory.parent
+
+
+def test_the_last_surface_of_a_run_can_be_turned_without_a_server(run_with_surfaces, tmp_path):
+    path = report(run_with_surfaces, tmp_path / "page.html")
+    (figure,) = Page(path).reliefs
+    heights = np.frombuffer(b64decode(figure["data"][0]["z"]["bdata"]), np.float32)
+    np.testing.assert_array_equal(heights, [142, 141, 140, 141, 141, 141, 140, 141, 142])
+    assert "step 140" in figure["layout"]["title"]["text"]
+    (packed,) = re.findall(r'atob\("(.*?)"\)', path.read_text("utf-8"))
+    assert gzip.decompress(b64decode(packed)).decode() == plotly_program()
+    assert path.stat().st_size < 3e6
+
+
+def test_without_plotly_the_page_says_how_its_surfaces_can_be_turned(run_with_surfaces, tmp_path, monkeypatch):
+    monkeypatch.setattr(reports, "find_spec", lambda name: None)
+    page = Page(report(run_with_surfaces, tmp_path / "page.html"))
+    assert not page.reliefs
+    assert "script" not in page.tags
+    assert any("pip install 'lmc-lightning[html]'" in text for text in page.texts)
 
 
 def test_light_and_dark_are_the_readers_choice(study, tmp_path):
