@@ -11,6 +11,7 @@ from lmc_lightning.core.convolution import lean_layers
 from lmc_lightning.core.gauss_newton import output_hessian
 from lmc_lightning.core.hvp import relative_step
 from lmc_lightning.core.losstap import TappedLoss
+from lmc_lightning.core.memory import is_out_of_memory
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.structure import cut, leading_size, tensors_in
 from lmc_lightning.landscape.curvature import Operator
@@ -169,7 +170,7 @@ def _hessian_forms(line: _Line) -> tuple[TappedLoss, Tensor]:
         (bend,) = torch.autograd.grad(slope, t, create_graph=True)
         return tapped, _by_example(bend, ones)
     except RuntimeError as error:
-        if "out of memory" in str(error).lower():
+        if is_out_of_memory(error):
             raise
         return tapped, torch.stack([_alone(line, n) for n in range(len(losses))])  # no third derivative
 

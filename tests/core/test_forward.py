@@ -140,16 +140,6 @@ def test_points_on_a_line_agree_with_their_own_evaluation_up_to_rounding(
         assert evaluation.error == expected.error
 
 
-def test_points_on_a_plane_too() -> None:
-    objective = Objective(Net(), batches(), plain)
-    theta, first, second = objective.theta(), *(normal(objective.num_params, seed=s) for s in (4, 5))
-    plane = Anchors((theta, theta + first, theta + second))
-    steps = [(a / 2, b / 3) for a in range(-1, 2) for b in range(-1, 2)]
-    found = objective.evaluate_many([plane.at(a, b) for a, b in steps])
-    expected = [objective.evaluate(theta + a * first + b * second).loss for a, b in steps]
-    assert [e.loss for e in found] == pytest.approx(expected, rel=1e-12)
-
-
 @pytest.mark.parametrize(
     ("many", "budget", "calls"), [(2**20, 2**28, [7, 7, 4, 4]), (0, 2**28, [7, 7, 4, 4]), (0, 1, [7, 7] + 10 * [4])]
 )
@@ -213,8 +203,6 @@ def test_mixes_are_exact_at_their_ends_and_between_equal_points() -> None:
     assert torch.equal(Anchors((a, b)).at(0.0).theta, a)
     assert torch.equal(Anchors((a, b)).at(1.0).theta, b)
     assert torch.equal(Anchors((a, a)).at(0.3).theta, a)
-    with pytest.raises(ValueError, match="Expected 1 steps"):
-        Anchors((a, b)).at(0.1, 0.2)
 
 
 def test_progress_counts_points_and_an_interruption_ends_a_block() -> None:
