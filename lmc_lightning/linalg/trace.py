@@ -1,7 +1,7 @@
 """Trace of a symmetric operator from random probes, with an honest standard error, to a requested precision."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +25,7 @@ class TraceEstimate:
 
     Attributes:
         value: The estimate.
-        stderr: Its standard error over probes (NaN for a single one).
+        stderr: Its standard error over probes.
         num_probes: Random probes behind ``stderr``.
         num_matvecs: Products spent, those of a sketch included.
         converged: False if a requested precision was not reached.
@@ -51,23 +51,6 @@ class TraceEstimate:
     def half_width(self, confidence: float = 0.95) -> float:
         """Half of the length of the ``interval``."""
         return float(special.stdtrit(self.num_probes - 1, 0.5 + confidence / 2)) * self.stderr
-
-
-def hutchinson(matvec: Matvec, probes: Iterable[Tensor], *, deflation: Deflation | None = None) -> TraceEstimate:
-    """Mean of vᵀAv over the probes; with ``deflation`` only the part of A outside the known span is sampled.
-
-    Args:
-        matvec: The operator A.
-        probes: Vectors ``(P,)``, independent with E vvᵀ = I (Rademacher or Gaussian).
-        deflation: What is known of A already; independent of the probes.
-
-    Raises:
-        ValueError: No probes.
-    """
-    samples = [_sample(matvec, probe, deflation) for probe in probes]
-    if not samples:
-        raise ValueError("probes is empty: give at least one random vector")
-    return _estimate(samples, len(samples))
 
 
 def trace_to_precision(
@@ -136,5 +119,4 @@ def _sample(matvec: Matvec, probe: Tensor, deflation: Deflation | None) -> float
 def _estimate(samples: list[float], num_matvecs: int) -> TraceEstimate:
     values = torch.tensor(samples, dtype=torch.float64)
     count = len(samples)
-    stderr = float(values.std()) / math.sqrt(count) if count > 1 else math.nan
-    return TraceEstimate(float(values.mean()), stderr, count, num_matvecs)
+    return TraceEstimate(float(values.mean()), float(values.std()) / math.sqrt(count), count, num_matvecs)
