@@ -68,7 +68,7 @@ class LeadingLayer:
 
     It is linear in (W, b), so that where its input x is the same at all points, z is the same mix of z at the anchors:
     equal to what the layer computes up to rounding, for one product per anchor instead of one per point. Whether x is
-    the same is seen from its values, at every call. Memory: input and outputs at the anchors of each chunk that is kept.
+    the same is seen from its values, at every call. Memory: input and outputs at both anchors of each chunk kept.
 
     Args:
         anchors: what the points are mixes of.

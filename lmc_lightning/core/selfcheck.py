@@ -44,14 +44,15 @@ class SelfCheck:
     """The parameter along which the disagreement is largest."""
 
 
-def self_check(objective: Objective) -> SelfCheck:
+def self_check(objective: Objective, seed: int = 0) -> SelfCheck:
     """The verdict on one objective, best made in float64 on few examples. Costs about 15 gradients of these.
 
     Args:
         objective: made with ``dtype=torch.float64``.
+        seed: of the random directions.
     """
     theta = objective.theta()
-    directions = _directions(theta)
+    directions = _directions(theta, seed)
     losses = [float(objective.loss(theta)) for _ in range(2)]
     if not all(map(isfinite, losses)):
         return SelfCheck("unchecked", f"the loss is {losses[0]}")
@@ -86,14 +87,15 @@ def _check_products(objective: Objective, theta: Tensor, directions: Tensor) -> 
     return SelfCheck("finite_differences", reason, error, suspect)
 
 
-def self_check_outputs(objective: Objective) -> SelfCheck:
+def self_check_outputs(objective: Objective, seed: int = 0) -> SelfCheck:
     """The verdict on products through the network's outputs: are they those of the differences of the outputs?
 
     Args:
         objective: made with ``dtype=torch.float64``, of one batch on each process.
+        seed: of the random directions.
     """
     theta = objective.theta()
-    directions = _directions(theta)
+    directions = _directions(theta, seed)
     with objective.ggn(theta) as product:
         products = [product(v) for v in directions]
     asymmetry = _asymmetry(directions, products)
@@ -105,8 +107,8 @@ def self_check_outputs(objective: Objective) -> SelfCheck:
     return SelfCheck("no_hessian", reason, error)
 
 
-def _directions(theta: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+def _directions(theta: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     return torch.randn(NUM_DIRECTIONS, len(theta), generator=generator, dtype=theta.dtype).to(theta.device)
 
 

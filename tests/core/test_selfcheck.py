@@ -219,6 +219,7 @@ def test_missing_and_wrong_products_are_replaced_by_differences_of_gradients(nam
         hessian = torch.stack([product(row) for row in torch.eye(len(theta), dtype=torch.float64)])
     exact = dense_of_speech() if name == "CTC" else dense()
     assert float((hessian - exact).norm() / exact.norm()) < 1e-6
+    assert self_check(make(), seed=1).verdict == "finite_differences"
 
 
 def dense() -> Tensor:

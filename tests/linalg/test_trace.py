@@ -27,9 +27,7 @@ def sampled(
 ) -> TraceEstimate:
     """The estimate from all of the probes."""
     draw = iter(probes).__next__
-    return trace_to_precision(
-        matvec, draw, tolerance=0.0, num_sketch=0, deflation=deflation, max_products=len(probes)
-    )
+    return trace_to_precision(matvec, draw, tolerance=0.0, num_sketch=0, deflation=deflation, max_products=len(probes))
 
 
 @pytest.mark.parametrize("size", [3, 5, 7])
