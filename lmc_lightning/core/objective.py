@@ -173,13 +173,7 @@ class Objective:
         """Loss, error and their values per example at θ, one forward pass over the probe set."""
         return self.evaluate_many([theta], buffers=[buffers])[0]
 
-    def evaluate_many(
-        self,
-        thetas: Iterable[Theta],
-        *,
-        buffers: Iterable[Buffers] | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> list[Evaluation]:
+    def evaluate_many(self, thetas: Iterable[Theta], *, buffers: Iterable[Buffers] | None = None) -> list[Evaluation]:
         """:meth:`evaluate` at each of many points, which share whatever does not depend on θ.
 
         Bit for bit what :meth:`evaluate` finds, except at points given as :class:`~lmc_lightning.core.leading.Mix`: at
@@ -188,13 +182,12 @@ class Objective:
         Args:
             thetas: the points; an iterator is drawn from in blocks, so that not all are in memory at once.
             buffers: those of each point.
-            progress: told, after each chunk, how many points' worth of work are done.
         """
         if self._passes.stateful is None:
             _ = self.baseline  # the pass that watches the steps; if they keep no state, all further ones are cheaper
         given = ((theta, None) for theta in thetas) if buffers is None else zip(thetas, buffers, strict=True)
         with self.box():
-            return self._passes.evaluate(given, progress)
+            return self._passes.evaluate(given)
 
     def known(self, theta: Tensor, buffers: Mapping[str, Tensor]) -> Evaluation | None:
         """The baseline, where that is what :meth:`evaluate` would find."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.bands import standard_error, student_quantile, sup_t_quantile
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, Endpoint, checked_ts, uniform_ts
-from lmc_lightning.landscape.profiles import Curve, Grid, PathProgress, Profile, profiles_along
+from lmc_lightning.landscape.profiles import Curve, Grid, Profile, profiles_along
 from lmc_lightning.landscape.states import StateEvaluator
 
 NumPoints: TypeAlias = int | Literal["adaptive"]
@@ -224,16 +224,11 @@ def barrier_between(
 
 
 def line_profiles(
-    states: StateEvaluator,
-    end_a: Endpoint,
-    end_b: Endpoint,
-    *,
-    num_points: NumPoints = NUM_POINTS,
-    progress: PathProgress | None = None,
+    states: StateEvaluator, end_a: Endpoint, end_b: Endpoint, *, num_points: NumPoints = NUM_POINTS
 ) -> dict[str, Profile]:
     """Every metric along the straight line from A to B, by split; costs T − 2 states and each endpoint once."""
     line = states.line(end_a, end_b)
-    return profiles_along(states, line, grid_of(num_points), ends=(end_a, end_b), progress=progress)
+    return profiles_along(states, line, grid_of(num_points), ends=(end_a, end_b))
 
 
 def grid_of(num_points: NumPoints) -> Grid:

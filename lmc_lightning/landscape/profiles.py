@@ -1,8 +1,7 @@
 """Loss, error and other metrics along the paths between states of a network."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -13,9 +12,6 @@ from lmc_lightning.core.leading import point_of
 from lmc_lightning.landscape.adaptive import next_points
 from lmc_lightning.landscape.paths import BatchStats, Endpoint, Line, Path, checked_ts, uniform_ts
 from lmc_lightning.landscape.states import Point, StateEvaluator, StateMetrics
-
-PathProgress: TypeAlias = Callable[[int, int], None]
-"""Called as ``progress(done, total)``; the total of an adaptive grid is its present size."""
 
 Grid: TypeAlias = Tensor | Sequence[float] | Literal["adaptive"]
 
@@ -75,7 +71,6 @@ def profiles_along(
     ts: Grid | None = None,
     *,
     ends: tuple[Endpoint, Endpoint] | None = None,
-    progress: PathProgress | None = None,
 ) -> dict[str, Profile]:
     """Every metric along a path, by split; costs T − 2 states and each end once.
 
@@ -86,7 +81,6 @@ def profiles_along(
             around the peak of the loss on every split, until a parabola through it promises less than 0.2 % more, with
             two peaks to the full grid; other metrics are known at the same points.
         ends: the states at 0 and 1, where other paths share them.
-        progress: told after each point.
 
     Raises:
         ValueError: ``ts`` does not ascend from 0 to 1.
@@ -94,15 +88,10 @@ def profiles_along(
     fixed = None if isinstance(ts, str) else checked_ts(uniform_ts() if ts is None else ts).tolist()
     start, stop = ends or (_end(path, 0.0), _end(path, 1.0))
     found: dict[float, dict[str, StateMetrics]] = {}
-    told = _Told(progress)
     while due := [t for t in fixed if t not in found] if fixed else _refined(found):
         inner = [t for t in due if 0 < t < 1]
         found |= {t: states.end(stop if t else start) for t in due if not 0 < t < 1}
-        size = len(fixed or [*found, *inner])
-        told(len(found), size)
-        measured = states.along([_at(path, t) for t in inner], partial(told.after, len(found), size))
-        found |= dict(zip(inner, measured, strict=True))
-        told(len(found), size)
+        found |= dict(zip(inner, states.along([_at(path, t) for t in inner]), strict=True))
     own_ends = [states.own(end) for end in (start, stop)]
     grid, eps = sorted(found), torch.finfo(start.theta.dtype).eps
     return {
@@ -117,23 +106,6 @@ def profiles_along(
         )
         for split, objective in states.objectives.items()
     }
-
-
-class _Told:
-    """Tells of every point once."""
-
-    def __init__(self, progress: PathProgress | None) -> None:
-        self._progress, self._last = progress, 0
-
-    def __call__(self, done: int, total: int) -> None:
-        for number in range(self._last + 1, done + 1):
-            if self._progress is not None:
-                self._progress(number, total)
-        self._last = max(done, self._last)
-
-    def after(self, earlier: int, total: int, done: int) -> None:
-        """So many points are done beside the earlier ones."""
-        self(earlier + done, total)
 
 
 def _end(path: Path, t: float) -> Endpoint:

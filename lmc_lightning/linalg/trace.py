@@ -58,14 +58,13 @@ def trace_to_precision(
     draw_probe: Callable[[], Tensor],
     *,
     tolerance: float = 0.01,
-    confidence: float = 0.95,
     num_sketch: int = 16,
     deflation: Deflation | None = None,
     earlier: Sequence[float] = (),
     max_products: int = 256,
     should_stop: Callable[[], bool] | None = None,
 ) -> TraceEstimate:
-    """tr A until the half-width of its interval is ``tolerance``·|value| or less: Hutch++ on a Krylov sketch.
+    """tr A until the half-width of its 95 % interval is ``tolerance``·|value| or less: Hutch++ on a Krylov sketch.
 
     The trace on a subspace is taken exactly, that on its complement by Hutchinson's estimator (Hutch++, arXiv
     2010.09649). The subspace is a Krylov space (arXiv 2205.01736): m products give m directions, the outliers of both
@@ -80,7 +79,6 @@ def trace_to_precision(
         matvec: The operator A.
         draw_probe: Gives a new probe ``(P,)`` at every call, independent with E vvᵀ = I (Rademacher or Gaussian).
         tolerance: Half-width of the interval relative to |value|.
-        confidence: Of the interval.
         num_sketch: Dimension of the Krylov sketch, 0 for none; held in memory. Unused if ``deflation`` is given.
         deflation: What is known of A already, in place of a sketch; independent of the probes.
         earlier: Independent samples of tr A that are there already, taken under the same ``deflation``.
@@ -98,7 +96,7 @@ def trace_to_precision(
             spent += 1
             continue
         estimate = _estimate(samples, spent)
-        precise = estimate.half_width(confidence) <= tolerance * abs(estimate.value)
+        precise = estimate.half_width() <= tolerance * abs(estimate.value)
         if precise and len(samples) >= MIN_PROBES_TO_STOP:
             return estimate
         if estimate.num_matvecs >= max_products or (should_stop is not None and should_stop()):

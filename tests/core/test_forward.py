@@ -163,7 +163,7 @@ def test_the_first_layer_is_computed_at_the_anchors_alone(
     passes = forward.ForwardPasses(objective, None)
     passes.stateful = False
     with objective.box(), Spy():
-        found = passes._together([(line.at(t / 10), None) for t in range(10)], lambda done: None)
+        found = passes._together([(line.at(t / 10), None) for t in range(10)])
     assert seen == calls
     assert [part.mean() for part in found] == pytest.approx(expected, rel=1e-13)
 
@@ -205,23 +205,21 @@ def test_mixes_are_exact_at_their_ends_and_between_equal_points() -> None:
     assert torch.equal(Anchors((a, a)).at(0.3).theta, a)
 
 
-def test_progress_counts_points_and_an_interruption_ends_a_block() -> None:
-    asked = False
-    told: list[float] = []
+def test_an_interruption_ends_a_block() -> None:
+    polls, last = 0, 1000
 
-    def tell(done: float) -> None:
-        nonlocal asked
-        told.append(done)
-        asked = len(told) == 5
+    def interrupted() -> bool:
+        nonlocal polls
+        polls += 1
+        return polls == last
 
-    objective = Objective(Net(), batches(), plain, keep_batches=True, collective=Collective(lambda: asked))
+    objective = Objective(Net(), batches(), plain, keep_batches=True, collective=Collective(interrupted))
     thetas, _ = points(objective)
-    objective.evaluate_many(thetas, progress=told.append)
-    assert told == [i / 2 for i in range(1, 9)]
-    told.clear()
+    _ = objective.baseline
+    last = polls + 5
     with pytest.raises(InterruptedMeasurementError):
-        objective.evaluate_many(iter(thetas * 20), progress=tell)
-    assert len(told) == 5
+        objective.evaluate_many(iter(thetas * 20))
+    assert polls == last
 
 
 def test_the_baseline_is_known() -> None:
