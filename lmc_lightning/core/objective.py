@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmc_lightning.core.chunks import Chunks, Weighting, first_examples, rechunk, suited_size
 from lmc_lightning.core.collective import Collective
-from lmc_lightning.core.convolution import lean_layers
+from lmc_lightning.core.convolution import LeanLayers
 from lmc_lightning.core.evaluation import Evaluation, combined
 from lmc_lightning.core.forward import Buffers, ForwardPasses
 from lmc_lightning.core.gauss_newton import GaussNewtonProduct, OutputCurvature, outer_products, output_hessian
@@ -237,7 +237,7 @@ class Objective:
             raise ValueError(NO_OUTPUTS)
 
         def tap(index: int, leaves: tuple[Tensor, ...]) -> TappedLoss:
-            with self.box(), lean_layers():
+            with self.box(), LeanLayers():
                 tapped = self.tap(self._module_for(leaves), self.batches[index], seed=index)
             if not tapped.outputs.requires_grad:
                 self._constant(index, leaves)
@@ -284,7 +284,7 @@ class Objective:
         return tuple(part.detach().clone().requires_grad_() for part in theta.split(self.layout.sizes))
 
     def _gradients(self, index: int, leaves: tuple[Tensor, ...], *, create_graph: bool) -> tuple[Tensor, ...]:
-        with self.box(), lean_layers() if create_graph else nullcontext():
+        with self.box(), LeanLayers() if create_graph else nullcontext():
             loss = self._chunk_loss(self._module_for(leaves), index, self.batches[index])
             found: Sequence[Tensor | None] = [None] * len(leaves)
             if loss is not None and loss.requires_grad:

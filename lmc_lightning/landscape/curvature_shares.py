@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lmc_lightning.core.convolution import lean_layers
+from lmc_lightning.core.convolution import LeanLayers
 from lmc_lightning.core.gauss_newton import output_hessian
 from lmc_lightning.core.hvp import relative_step
 from lmc_lightning.core.losstap import TappedLoss
@@ -131,7 +131,7 @@ def _rows(objective: Objective, theta: Tensor, vector: Tensor, operator: Operato
         if not share:
             continue
         line = _Line(objective, theta, vector, objective.batches[index], index)
-        with objective.box(), lean_layers():
+        with objective.box(), LeanLayers():
             tapped, forms = _FORMS[operator](line)
         weights = share * tapped.weights / tapped.weights.sum()
         labels = torch.full_like(weights, -1) if tapped.labels is None else tapped.labels.double()

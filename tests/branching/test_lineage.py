@@ -30,11 +30,6 @@ def family(folder: Path | None) -> Family:
     return family
 
 
-@pytest.fixture(autouse=True)
-def _rng() -> None:
-    torch.manual_seed(0)
-
-
 def test_state_is_what_was_kept_with_buffers_and_dtypes(tmp_path: Path) -> None:
     kept = family(tmp_path)
     for node, epoch, seed in (("trunk", 0, 0), (kept.trunk, 4, 4), ("k1_002_child_0", 2, 2), (kept.children[0], 4, 5)):
