@@ -28,8 +28,9 @@ from lmc_lightning.core.random_vectors import rademacher
 from lmc_lightning.landscape.curvature import spectrum
 from lmc_lightning.landscape.directions import given_directions, random_directions
 from lmc_lightning.landscape.paths import endpoint_of, linear_path
-from lmc_lightning.landscape.profiles import loss_profile
+from lmc_lightning.landscape.profiles import profiles_along
 from lmc_lightning.landscape.slices import centred_grid, surface
+from lmc_lightning.landscape.states import StateEvaluator
 from lmc_lightning.linalg.trace import trace_to_precision
 
 Answer = float | str
@@ -324,7 +325,8 @@ def _other() -> nn.Module:
 def _our_path(module: nn.Module) -> Any:
     objective = _mean_loss(module)
     end = endpoint_of(objective, dict(_other().named_parameters()))
-    return loss_profile(objective, linear_path(endpoint_of(objective), end), [0, 0.5, 1])
+    line = linear_path(endpoint_of(objective), end)
+    return profiles_along(StateEvaluator({"": objective}), line, [0, 0.5, 1])[""]
 
 
 def _third() -> nn.Module:

@@ -60,10 +60,6 @@ class Schedule:
             return False
         return count in self.points if self.every is None else count % self.every == 0
 
-    def due_until(self, last: int) -> list[int]:
-        """The scheduled points from 0 to ``last`` on this schedule's own axis, in order."""
-        return [count for count in range(last + 1) if self.is_due(self.axis, count)]
-
 
 def _points(name: str, values: Iterable[int]) -> frozenset[int]:
     points = list(values)

@@ -36,7 +36,8 @@ from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.structure import digest
 from lmc_lightning.landscape.paths import endpoint_of, linear_path
-from lmc_lightning.landscape.profiles import loss_profiles
+from lmc_lightning.landscape.profiles import profiles_along
+from lmc_lightning.landscape.states import StateEvaluator
 from tests.scripts import ddp_script, deaths, distributed
 from tests.scripts.processes import PATIENCE, free_port, pair
 
@@ -149,10 +150,11 @@ def test_batch_norm_statistics_are_those_of_both_processes(tmp_path: Path) -> No
     train = captured(tmp_path)
     objectives = {split: Objective(start, captured(tmp_path, split), loss) for split in ("train", "val")}
     statistics = Objective(start, train, loss, mode="train", keep_batches=True)
-    states = {**dict(end.named_parameters()), **dict(end.named_buffers())}
-    path = linear_path(endpoint_of(objectives["train"]), endpoint_of(objectives["train"], states))
+    tensors = {**dict(end.named_parameters()), **dict(end.named_buffers())}
+    path = linear_path(endpoint_of(objectives["train"]), endpoint_of(objectives["train"], tensors))
     ts = torch.linspace(0, 1, 5, dtype=torch.float64)
-    profiles = loss_profiles(objectives, path, ts, batch_stats="recompute", stats_objective=statistics)
+    states = StateEvaluator(objectives, batch_stats="recompute", stats_objective=statistics)
+    profiles = profiles_along(states, path, ts)
     for process in both:
         for split, profile in profiles.items():
             curve = process["curves"][f"barrier/{split}_loss/initial"]

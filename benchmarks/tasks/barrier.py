@@ -14,8 +14,9 @@ from benchmarks.harness import Contender, Found, Run, Values
 from benchmarks.tasks.eigenvalues import peer
 from benchmarks.works import Batch, Work, in_chunks, mean_loss
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.barrier import barriers_between
+from lmc_lightning.landscape.barrier import barriers_on, line_profiles
 from lmc_lightning.landscape.paths import endpoint_of
+from lmc_lightning.landscape.states import StateEvaluator
 
 POINTS = 25
 _PLACES = ("train loss", "train error", "validation loss", "validation error")
@@ -53,10 +54,10 @@ def _ours(work: Work, seed: int) -> Run:
         splits = {"train": work.probe, "validation": work.validation}
         objectives = {name: Objective(module, [batch], mean_loss) for name, batch in splits.items()}
         first = objectives["train"]
-        states = {**dict(other.named_parameters()), **dict(other.named_buffers())}
-        found = barriers_between(
-            objectives, endpoint_of(first), endpoint_of(first, states), num_points=POINTS, batch_stats="endpoint"
-        )
+        tensors = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+        ends = endpoint_of(first), endpoint_of(first, tensors)
+        evaluator = StateEvaluator.with_default_policy(objectives, batch_stats="endpoint")
+        found = barriers_on(line_profiles(evaluator, *ends, num_points=POINTS))
         curves = [found[split][metric].values for split in splits for metric in ("loss", "error")]
         return {"curves": torch.stack(curves, dim=1).numpy()}
 

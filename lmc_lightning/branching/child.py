@@ -10,7 +10,8 @@ from lmc_lightning.branching import internals
 from lmc_lightning.branching.averaging import LiveWeights
 from lmc_lightning.branching.curves import Curves
 from lmc_lightning.branching.evidence import DIGESTED_BATCHES, Evidence, chained
-from lmc_lightning.branching.lineage import Family, Fork, Node, Position
+from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.nodes import Fork, Node, Position
 from lmc_lightning.branching.plan import Intervention
 from lmc_lightning.branching.replay import Replay, restore_again, restore_optimizers
 from lmc_lightning.core.structure import tensors_in

@@ -14,7 +14,8 @@ from lmc_lightning.branching.child import Child
 from lmc_lightning.branching.claims import claimed
 from lmc_lightning.branching.evidence import judge
 from lmc_lightning.branching.isolation import isolated
-from lmc_lightning.branching.lineage import Family, Fork, Node, Position
+from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.nodes import Fork, Node, Position
 from lmc_lightning.branching.noise import noise_state, set_noise_state
 from lmc_lightning.branching.plan import Intervention
 from lmc_lightning.branching.processes import LostProcessError, Meeting

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lmc_lightning.branching.children import Children
 from lmc_lightning.branching.claims import is_claimed
-from lmc_lightning.branching.lineage import Family, Fork, Position
+from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.nodes import Fork, Position
 from lmc_lightning.branching.plan import Noise, Point, child_of, noise_of
 from lmc_lightning.branching.portable import BLUEPRINT, load_blueprint
 

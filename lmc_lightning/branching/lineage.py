@@ -5,7 +5,7 @@ import platform
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmc_lightning.branching.nodes import Axis, Choice, Fork, Node, Position, Status, Stream
+from lmc_lightning.branching.nodes import Fork, Node, Position
 from lmc_lightning.branching.storage import DamagedFileError, link_or_copy
 from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.structure import digest
-
-__all__ = ["Axis", "Choice", "Family", "Fork", "Node", "Position", "Status", "Stream"]
 
 VERSION = 2
 
@@ -87,12 +85,12 @@ class Family:
         vars(known).update(vars(node))
         return known
 
-    def refresh(self, skip: Iterable[str] = ()) -> None:
-        """Read what other processes have written of the children, those called ``skip`` excepted."""
+    def refresh(self) -> None:
+        """Read what other processes have written of the children."""
         if self.writes:
             for path in sorted((self.folder / "nodes").glob("*.json")):
-                node = self._taken_in(Node.from_dict(_read(path))) if path.stem not in skip else None
-                if node is not None and node not in self.children:
+                node = self._taken_in(Node.from_dict(_read(path)))
+                if node not in self.children:
                     self.children.append(node)
         self.share()
 
@@ -164,10 +162,6 @@ class Family:
             KeyError: no weights were kept there.
         """
         return self.trunk.epochs[self._kept(self.trunk, epoch)]
-
-    def common_epochs(self, child: Node) -> list[int]:
-        """The epochs, from the branch point on, at which weights of both the child and the trunk were kept."""
-        return sorted(set(child.epochs) & set(self.trunk.epochs))
 
     def state(self, node: Node | str, epoch: int) -> dict[str, Tensor]:
         """The ``state_dict`` of a run after ``epoch`` epochs in all, on CPU, in the dtypes of training.

@@ -3,7 +3,8 @@
 from pathlib import Path
 from shutil import copytree
 
-from lmc_lightning.branching.lineage import Family, Node, Position
+from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.nodes import Node, Position
 from lmc_lightning.branching.plan import Plan
 from lmc_lightning.branching.storage import link_or_copy
 

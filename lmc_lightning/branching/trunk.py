@@ -14,7 +14,8 @@ from lmc_lightning.branching.checks import check_processes, local, reachable, re
 from lmc_lightning.branching.children import Children, cut
 from lmc_lightning.branching.claims import claimed, is_claimed
 from lmc_lightning.branching.evidence import DIGESTED_BATCHES, Evidence, chained, judge
-from lmc_lightning.branching.lineage import Family, Fork, Node, Position, Status
+from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.nodes import Fork, Node, Position, Status
 from lmc_lightning.branching.plan import Plan, Point, When, noise_of
 from lmc_lightning.branching.portable import BLUEPRINT, save_blueprint
 from lmc_lightning.branching.processes import processes_of

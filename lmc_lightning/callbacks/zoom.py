@@ -15,7 +15,8 @@ from lmc_lightning.branching.curves import TRAIN_LOSS, read_curves
 from lmc_lightning.branching.evidence import DIGESTED_BATCHES, judge
 from lmc_lightning.branching.internals import end_now
 from lmc_lightning.branching.isolation import isolated
-from lmc_lightning.branching.lineage import Family, Node
+from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.nodes import Node
 from lmc_lightning.branching.plan import Point, child_of
 from lmc_lightning.branching.portable import BLUEPRINT, load_blueprint
 from lmc_lightning.callbacks.probe_store import ProbeStore

@@ -7,8 +7,7 @@ and so are its two transposes, X(g, w) by the input and W(g, x) by the weight, w
 shift of each channel, while torch's double backward takes it for the general case, at more than twice the price.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -23,18 +22,13 @@ Geometry: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], i
 _NUM_AXES = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
 
-@contextmanager
-def lean_layers() -> Iterator[None]:
+class LeanLayers(TorchFunctionMode):
     """Convolutions and normalisations called inside have torch's values and derivatives, the second ones cheaper.
 
     Those that torch computes in a way of its own (named paddings, autocast, tensor subclasses, inside ``torch.func``)
     are left to it.
     """
-    with _LeanLayers():
-        yield
 
-
-class _LeanLayers(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],

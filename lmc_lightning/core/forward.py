@@ -79,23 +79,16 @@ class ForwardPasses:
         found = [self.afresh(theta, index, batch) for index, batch in enumerate(batches)]
         return _parts(found, self._objective.mode)
 
-    def evaluate(self, states: Iterable[State], progress: Callable[[float], None] | None) -> list[Evaluation]:
+    def evaluate(self, states: Iterable[State]) -> list[Evaluation]:
         """All states, in blocks; see :meth:`Objective.evaluate_many`."""
         found: list[Evaluation] = []
         collective, drawn = self._objective.collective, iter(states)
         while block := list(_block(drawn)):
-            before = len(found)
-
-            def on_pair(done: int, before: int = before) -> None:
-                collective.poll()
-                if progress is not None:
-                    progress(before + done / len(self._objective.batches))
-
-            parts = collective.agree(partial(self._together, block, on_pair))
+            parts = collective.agree(partial(self._together, block))
             found += [combined(part, collective) for part in parts]
         return found
 
-    def _together(self, states: Sequence[State], on_pair: Callable[[int], None]) -> list[Parts]:
+    def _together(self, states: Sequence[State]) -> list[Parts]:
         """Every chunk at every state: each chunk is read once, or each state set once where that is the dearer."""
         batches, together = self._objective.batches, not self._moves_are_dear
         shared = None if self.stateful or self._needs_grad else _Scratch(self._objective, states, together)
@@ -103,7 +96,7 @@ class ForwardPasses:
         pairs = list(order) if together else sorted(order, key=lambda pair: pair[1])
         found: list[list[ChunkEvaluation | None]] = [[None] * len(batches) for _ in states]
         placed: tuple[int, Batch] | None = None
-        for done, (index, number) in enumerate(pairs, start=1):
+        for index, number in pairs:
             batch, (theta, buffers) = batches[index], states[number]
             if shared is None:
                 found[number][index] = self.afresh(point_of(theta), index, batch, buffers)
@@ -112,7 +105,7 @@ class ForwardPasses:
                     placed = index, self._objective.placed(batch)
                 module, layer = shared.at(states[number]), shared.layer(states[number], index)
                 found[number][index] = self._evaluate(module, index, batch, placed[1], layer)
-            on_pair(done)
+            self._objective.collective.poll()
         return [_parts(column, self._objective.mode) for column in found]
 
     @property

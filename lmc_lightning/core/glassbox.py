@@ -112,7 +112,7 @@ def glass_box(
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(_default_dtype(dtype or torch.get_default_dtype()))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(_eager_compiled_modules())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         if without_cudnn:
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.enter_context(repaired_double_backward())
@@ -120,10 +120,4 @@ def glass_box(
             stack.enter_context(_float32_without_tf32())
             for device_type in ("cpu", "cuda"):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
-        yield
-
-
-@contextmanager
-def _eager_compiled_modules() -> Iterator[None]:
-    with torch.compiler.set_stance("force_eager"):
         yield

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmc_lightning.core.collective import Collective
-from lmc_lightning.core.memory import FREE_MEMORY_SHARE, CountBytes, free_bytes
+from lmc_lightning.core.memory import FREE_MEMORY_SHARE, CountBytes, free_bytes, is_out_of_memory
 from lmc_lightning.types import Matvec
 
 _BLOCK_TOLERANCE = 1e-3
@@ -270,7 +270,7 @@ class HessianProduct(CurvatureProduct):
                 warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
                 return torch.cat(self._differentiated(index, range(len(rows)), rows, in_block=True), dim=1).T
         except RuntimeError as error:
-            if "out of memory" in str(error).lower():
+            if is_out_of_memory(error):
                 raise
             return None
 

@@ -1,4 +1,4 @@
-"""Points θ on a line or plane, and the first linear layer of a network at many of them for the price of a few."""
+"""Points θ on a line, and the first linear layer of a network at many of them for the price of two."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,23 +18,21 @@ _LINEAR = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d)
 
 @dataclass(frozen=True, eq=False)
 class Anchors:
-    """Parameter vectors θ₀ … θ_K, ``(P,)`` each, between and beyond which points lie."""
+    """Two parameter vectors ``(P,)``, between and beyond which points lie."""
 
-    thetas: tuple[Tensor, ...]
+    thetas: tuple[Tensor, Tensor]
 
-    def at(self, *steps: float) -> "Mix":
-        """The point θ₀ + Σ s_k (θ_k − θ₀), one step for each anchor but the first."""
-        if len(steps) != len(self.thetas) - 1:
-            raise ValueError(f"Expected {len(self.thetas) - 1} steps, one from each further anchor, got {len(steps)}.")
-        return Mix(self, steps)
+    def at(self, t: float) -> "Mix":
+        """The point (1−t)θ₀ + tθ₁."""
+        return Mix(self, t)
 
 
 @dataclass(frozen=True)
 class Mix:
-    """A point given by its steps towards anchors; between two it is ``torch.lerp``, exact at both ends."""
+    """A point on the line through two anchors: ``torch.lerp``, exact at both of them."""
 
     anchors: Anchors
-    steps: tuple[float, ...]
+    t: float
 
     @property
     def theta(self) -> Tensor:
@@ -42,13 +40,9 @@ class Mix:
         with torch.inference_mode(False):  # a step that differentiates by its inputs cannot save inference tensors
             return self.of(self.anchors.thetas)
 
-    def of(self, values: tuple[Tensor, ...], *, out: Tensor | None = None) -> Tensor:
+    def of(self, values: tuple[Tensor, Tensor], *, out: Tensor | None = None) -> Tensor:
         """The same mix of any values at the anchors."""
-        first, *others = values
-        result = torch.lerp(first, others[0], self.steps[0], out=out)
-        for value, step in zip(others[1:], self.steps[1:], strict=True):
-            result.add_(value - first, alpha=step)
-        return result
+        return torch.lerp(*values, self.t, out=out)
 
 
 Theta: TypeAlias = Tensor | Mix
@@ -66,7 +60,7 @@ class _Call:
 
     about: tuple[Any, ...]
     input: Tensor
-    outputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, Tensor]
 
 
 class LeadingLayer:
@@ -74,8 +68,7 @@ class LeadingLayer:
 
     It is linear in (W, b), so that where its input x is the same at all points, z is the same mix of z at the anchors:
     equal to what the layer computes up to rounding, for one product per anchor instead of one per point. Whether x is
-    the same is seen from its values, at every call. Memory: input and outputs at the
-    anchors of each chunk that is kept.
+    the same is seen from its values, at every call. Memory: input and outputs at both anchors of each chunk kept.
 
     Args:
         anchors: what the points are mixes of.
@@ -109,8 +102,8 @@ class LeadingLayer:
             if self._left <= 0 < self._budget:
                 return None
             tensors = [[None if n is None else part[n] for n in names] for part in self._parts]
-            outputs = tuple(func(input, *pair, *rest, **options) for pair in tensors)
-            self._keep(chunk, _Call(about, input.clone(), outputs))  # a step may change its input in place
+            first, second = (func(input, *pair, *rest, **options) for pair in tensors)
+            self._keep(chunk, _Call(about, input.clone(), (first, second)))  # a step may change its input in place
         call = self._known[chunk]
         return mix.of(call.outputs) if about == call.about and torch.equal(input, call.input) else None
 

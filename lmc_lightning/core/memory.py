@@ -33,6 +33,11 @@ class CountBytes(TorchDispatchMode):
         return result
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an operation of torch failed for want of memory, on any device: most of them say so in words only."""
+    return "out of memory" in str(error).lower()
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on ``device`` [bytes]; on hosts that do not tell, 4 GiB."""
     if device.type == "cuda":

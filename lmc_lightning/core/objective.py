@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmc_lightning.core.chunks import Chunks, Weighting, first_examples, rechunk, suited_size
 from lmc_lightning.core.collective import Collective
-from lmc_lightning.core.convolution import lean_layers
+from lmc_lightning.core.convolution import LeanLayers
 from lmc_lightning.core.evaluation import Evaluation, combined
 from lmc_lightning.core.forward import Buffers, ForwardPasses
 from lmc_lightning.core.gauss_newton import GaussNewtonProduct, OutputCurvature, outer_products, output_hessian
@@ -173,13 +173,7 @@ class Objective:
         """Loss, error and their values per example at θ, one forward pass over the probe set."""
         return self.evaluate_many([theta], buffers=[buffers])[0]
 
-    def evaluate_many(
-        self,
-        thetas: Iterable[Theta],
-        *,
-        buffers: Iterable[Buffers] | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> list[Evaluation]:
+    def evaluate_many(self, thetas: Iterable[Theta], *, buffers: Iterable[Buffers] | None = None) -> list[Evaluation]:
         """:meth:`evaluate` at each of many points, which share whatever does not depend on θ.
 
         Bit for bit what :meth:`evaluate` finds, except at points given as :class:`~lmc_lightning.core.leading.Mix`: at
@@ -188,13 +182,12 @@ class Objective:
         Args:
             thetas: the points; an iterator is drawn from in blocks, so that not all are in memory at once.
             buffers: those of each point.
-            progress: told, after each chunk, how many points' worth of work are done.
         """
         if self._passes.stateful is None:
             _ = self.baseline  # the pass that watches the steps; if they keep no state, all further ones are cheaper
         given = ((theta, None) for theta in thetas) if buffers is None else zip(thetas, buffers, strict=True)
         with self.box():
-            return self._passes.evaluate(given, progress)
+            return self._passes.evaluate(given)
 
     def known(self, theta: Tensor, buffers: Mapping[str, Tensor]) -> Evaluation | None:
         """The baseline, where that is what :meth:`evaluate` would find."""
@@ -244,7 +237,7 @@ class Objective:
             raise ValueError(NO_OUTPUTS)
 
         def tap(index: int, leaves: tuple[Tensor, ...]) -> TappedLoss:
-            with self.box(), lean_layers():
+            with self.box(), LeanLayers():
                 tapped = self.tap(self._module_for(leaves), self.batches[index], seed=index)
             if not tapped.outputs.requires_grad:
                 self._constant(index, leaves)
@@ -291,7 +284,7 @@ class Objective:
         return tuple(part.detach().clone().requires_grad_() for part in theta.split(self.layout.sizes))
 
     def _gradients(self, index: int, leaves: tuple[Tensor, ...], *, create_graph: bool) -> tuple[Tensor, ...]:
-        with self.box(), lean_layers() if create_graph else nullcontext():
+        with self.box(), LeanLayers() if create_graph else nullcontext():
             loss = self._chunk_loss(self._module_for(leaves), index, self.batches[index])
             found: Sequence[Tensor | None] = [None] * len(leaves)
             if loss is not None and loss.requires_grad:

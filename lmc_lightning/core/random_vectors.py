@@ -35,16 +35,10 @@ def gaussian(
     return draw.to(device=device, dtype=dtype)
 
 
-def sphere(
-    num_params: int,
-    generator: torch.Generator,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
+def sphere(num_params: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """A point uniform on the unit sphere, ``(P,)``: ‖v‖ = 1 and E vvᵀ = I/P."""
     draw = gaussian(num_params, generator, dtype=dtype)
-    return draw.div_(torch.linalg.vector_norm(draw, dtype=torch.float64)).to(device)
+    return draw.div_(torch.linalg.vector_norm(draw, dtype=torch.float64))
 
 
 def derive_seed(seed: int, *names: str | int) -> int:

@@ -47,10 +47,6 @@ class SampleNorms:
         for handle in self._handles:
             handle.remove()
 
-    def understood(self, num_examples: int) -> list[str]:
-        """The tensors whose layers were called, and only in ways that are known here."""
-        return [n for x in self._layers if x.calls and x.is_known(num_examples) for n in x.names.values()]
-
     def squares(self, outputs: Tensor, cotangents: Iterable[Tensor]) -> tuple[dict[str, Tensor], int]:
         """Σ_k ‖J_nᵀ s_kn‖² of each example ``(n,)`` float64 by tensor, one backward pass for each cotangent s_k.
 

@@ -4,7 +4,7 @@ Some operations have a wrong or missing second derivative and raise no error; so
 what they call gradient is not that of the computed loss (straight-through estimators, power iterations).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -17,6 +17,7 @@ from lmc_lightning.core.collective import InterruptedMeasurementError
 from lmc_lightning.core.gauss_newton import output_hessian
 from lmc_lightning.core.hvp import relative_step
 from lmc_lightning.core.losstap import TappedLoss
+from lmc_lightning.core.memory import is_out_of_memory
 from lmc_lightning.core.objective import Objective
 
 TOLERANCE = 1e-3
@@ -51,8 +52,7 @@ def self_check(objective: Objective, seed: int = 0) -> SelfCheck:
         seed: of the random directions.
     """
     theta = objective.theta()
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(NUM_DIRECTIONS, len(theta), generator=generator, dtype=theta.dtype).to(theta.device)
+    directions = _directions(theta, seed)
     losses = [float(objective.loss(theta)) for _ in range(2)]
     if not all(map(isfinite, losses)):
         return SelfCheck("unchecked", f"the loss is {losses[0]}")
@@ -70,16 +70,15 @@ def _check_products(objective: Objective, theta: Tensor, directions: Tensor) -> 
     try:
         with objective.hvp(theta) as product:
             products = [product(v) for v in directions]
-            (u, v), (hu, hv) = directions[:2], products[:2]
-            asymmetry = float((u @ hv - v @ hu).abs() / (u.norm() * hv.norm()).clamp(min=1e-300))
+            asymmetry = _asymmetry(directions, products)
             # A difference that crosses a kink is wrong along its direction; a wrong product is so along all.
             pairs = zip(directions, products, strict=True)
             error = _first_small(_product_error(objective, theta, v, hv) for v, hv in pairs)
             if objective.collective.everywhere(not pruned) and max(error, asymmetry) <= TOLERANCE:
                 return SelfCheck("exact", relative_error=error)
-            suspect = _suspect(objective, theta, v, product)
+            suspect = _suspect(objective, theta, directions[1], product)
     except RuntimeError as failure:
-        if isinstance(failure, InterruptedMeasurementError) or "out of memory" in str(failure).lower():
+        if isinstance(failure, InterruptedMeasurementError) or is_out_of_memory(failure):
             raise
         return SelfCheck("finite_differences", f"no double backward: {str(failure).splitlines()[0]}")
     reason = f"double backward is wrong (relative error {error:.1e}, asymmetry {asymmetry:.1e})"
@@ -96,18 +95,27 @@ def self_check_outputs(objective: Objective, seed: int = 0) -> SelfCheck:
         seed: of the random directions.
     """
     theta = objective.theta()
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(NUM_DIRECTIONS, len(theta), generator=generator, dtype=theta.dtype).to(theta.device)
+    directions = _directions(theta, seed)
     with objective.ggn(theta) as product:
         products = [product(v) for v in directions]
-    (u, v), (gu, gv) = directions[:2], products[:2]
-    asymmetry = float((u @ gv - v @ gu).abs() / (u.norm() * gv.norm()).clamp(min=1e-300))
+    asymmetry = _asymmetry(directions, products)
     pairs = zip(directions, products, strict=True)
     error = _first_small(_form_error(objective, theta, v, float(v @ gv)) for v, gv in pairs)
     if max(error, asymmetry) <= TOLERANCE:
         return SelfCheck("exact", relative_error=error)
     reason = f"the outputs' derivatives are wrong (relative error {error:.1e}, asymmetry {asymmetry:.1e})"
     return SelfCheck("no_hessian", reason, error)
+
+
+def _directions(theta: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(NUM_DIRECTIONS, len(theta), generator=generator, dtype=theta.dtype).to(theta.device)
+
+
+def _asymmetry(directions: Tensor, products: Sequence[Tensor]) -> float:
+    """abs(uᵀCv − vᵀCu) of the first two directions, relative to their lengths."""
+    (u, v), (cu, cv) = directions[:2], products[:2]
+    return float((u @ cv - v @ cu).abs() / (u.norm() * cv.norm()).clamp(min=1e-300))
 
 
 def _form_error(objective: Objective, theta: Tensor, v: Tensor, form: float) -> float:

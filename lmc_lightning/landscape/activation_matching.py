@@ -12,7 +12,7 @@ from torch import Tensor
 from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.assignment import Assignment, CorrelationEvidence
-from lmc_lightning.landscape.channels import Channels, Family, Product, Term, atoms, product
+from lmc_lightning.landscape.channels import Channels, Product, Stacked, Term, atoms, product
 from lmc_lightning.landscape.matching import Matching, matching_by
 from lmc_lightning.landscape.paths import Endpoint
 from lmc_lightning.landscape.permutation_groups import Groups, watchable
@@ -98,7 +98,7 @@ class _Input:
 def _inputs(groups: Groups) -> dict[tuple[int, int], _Input]:
     known = frozenset(group.channels for group in groups)
     of = {operand.place: _Input.of(operand, known) for operand in groups.operands}
-    stacked = {o.place for o in groups.operands if any(isinstance(axis, Family) for axis in o.axes)}
+    stacked = {o.place for o in groups.operands if any(isinstance(axis, Stacked) for axis in o.axes)}
     return {place: one for place, one in of.items() if place not in stacked and one.channels.size > 1}
 
 

@@ -17,18 +17,17 @@ _DIP = 0.05
 _ROUNDING = 1e-6
 
 
-def next_points(ts: Tensor, curves: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> list[float]:
+def next_points(ts: Tensor, curves: Sequence[Tensor]) -> list[float]:
     """The points at which curves are to be evaluated next, so that their peaks become known; none when they are.
 
     Each curve is followed to its largest height above the chord and to its largest value. The bracket of a peak is
     halved to a width of ¼, then the vertex of the parabola through it is looked at, until that promises a gain below
-    ``tolerance`` of the range of the curve. Curves with two peaks (a dip of 5 % of the range between them) are given
+    0.2 % of the range of the curve. Curves with two peaks (a dip of 5 % of the range between them) are given
     the full grid of 25, which also bounds the number of points of others.
 
     Args:
         ts: where the curves are known, ascending ``(T,)``; empty at the beginning.
         curves: their values ``(T,)`` each.
-        tolerance: of a peak's height.
     """
     known = ts.tolist()
     if not known:
@@ -44,7 +43,7 @@ def next_points(ts: Tensor, curves: Sequence[Tensor], *, tolerance: float = TOLE
         for rows in (gaps, values) if inside else (gaps,):
             if _has_two_peaks(rows, _ROUNDING * float(values.abs().amax())):
                 return sorted({i / FULL_GRID for i in range(FULL_GRID + 1)} - set(known))
-            proposed = _around_peak(known, rows.tolist(), tolerance)
+            proposed = _around_peak(known, rows.tolist())
             found += [t for t in proposed if min(abs(t - other) for other in known + found) >= _CLOSEST]
     return sorted(found)
 
@@ -59,7 +58,7 @@ def _has_two_peaks(rows: Tensor, rounding: float) -> bool:
     return False
 
 
-def _around_peak(ts: Sequence[float], rows: Sequence[float], tolerance: float) -> list[float]:
+def _around_peak(ts: Sequence[float], rows: Sequence[float]) -> list[float]:
     """The middles of a wide bracket of the highest inner point, or the vertex of the parabola through a narrow one."""
     peak = max(range(1, len(ts) - 1), key=rows.__getitem__)
     (a, b, c), (low, high, last) = ts[peak - 1 : peak + 2], rows[peak - 1 : peak + 2]
@@ -71,4 +70,4 @@ def _around_peak(ts: Sequence[float], rows: Sequence[float], tolerance: float) -
         return []
     vertex = (a + b) / 2 - slope / (2 * curvature)
     gain = low + slope * (vertex - a) + curvature * (vertex - a) * (vertex - b) - high
-    return [vertex] if a < vertex < c and gain > tolerance * (max(rows) - min(rows)) else []
+    return [vertex] if a < vertex < c and gain > TOLERANCE * (max(rows) - min(rows)) else []

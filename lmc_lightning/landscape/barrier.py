@@ -11,7 +11,7 @@ from torch import Tensor
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.bands import standard_error, student_quantile, sup_t_quantile
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, Endpoint, checked_ts, uniform_ts
-from lmc_lightning.landscape.profiles import Curve, Grid, Profile, Progress, profiles_along
+from lmc_lightning.landscape.profiles import Curve, Grid, Profile, profiles_along
 from lmc_lightning.landscape.states import StateEvaluator
 
 NumPoints: TypeAlias = int | Literal["adaptive"]
@@ -57,7 +57,7 @@ class Barrier:
         stderr_data: Standard error of each definition over examples (or chunks), paired along the path and at its own
             fixed t. It speaks of a new sample of data, not of a new seed.
         gap_stderr: The same for the gap at each t, ``(T,)``.
-        band_quantile: c of the sup-t band gap ± c·stderr, which covers the whole curve with the stated confidence.
+        band_quantile: c of the sup-t band gap ± c·stderr, which covers the whole curve with 95 % confidence.
         barrier_lower: max_t(gap − c·stderr) ≥ 0, a lower confidence bound of ``barrier``; NaN below 8 samples.
         rounding: Gaps below are rounding of the computation, as far as its dtype tells.
         num_samples: Examples or chunks behind the standard errors.
@@ -139,17 +139,13 @@ class _Height:
         return self.sign * (rows[self.index] - torch.lerp(rows[0], rows[-1], self.s)) + 0.0  # +0.0: never −0
 
 
-def barrier(
-    profile: Profile, metric: str = "loss", *, confidence: float = 0.95, num_bootstrap: int = 1000, seed: int = 0
-) -> Barrier:
-    """The barrier of one metric along a measured path.
+def barrier(profile: Profile, metric: str = "loss", *, num_bootstrap: int = 1000) -> Barrier:
+    """The barrier of one metric along a measured path, with its 95 % sup-t band.
 
     Args:
-        profile: from :func:`~lmc_lightning.landscape.profiles.loss_profiles`.
+        profile: from :func:`~lmc_lightning.landscape.profiles.profiles_along`.
         metric: one of its curves.
-        confidence: of the sup-t band.
         num_bootstrap: resamples of the examples behind the band.
-        seed: of these resamples.
 
     Raises:
         ValueError: the profile has no such metric, or its grid does not ascend from 0 to 1.
@@ -168,9 +164,7 @@ def barrier(
     if curve.samples is not None and curve.weights is not None:
         sample_gaps = curve.samples - _chord(curve.samples, ts)
         gap_stderr = standard_error(sample_gaps, curve.weights)
-        quantile = sup_t_quantile(
-            sample_gaps, curve.weights, confidence=confidence, num_bootstrap=num_bootstrap, seed=seed
-        )
+        quantile = sup_t_quantile(sample_gaps, curve.weights, num_bootstrap=num_bootstrap)
     return Barrier(
         metric=metric,
         split=profile.split,
@@ -197,38 +191,6 @@ def barrier(
     )
 
 
-def barriers_between(
-    objectives: Mapping[str, Objective],
-    end_a: Endpoint,
-    end_b: Endpoint,
-    *,
-    num_points: NumPoints = NUM_POINTS,
-    batch_stats: BatchStats | None = None,
-    stats_objective: Objective | None = None,
-    metrics: Sequence[str] | None = None,
-    progress: Progress | None = None,
-) -> dict[str, dict[str, Barrier]]:
-    """Barriers along the straight line from A to B, by split and metric.
-
-    Args:
-        objectives: one for each split, over one module.
-        end_a: at t = 0.
-        end_b: at t = 1.
-        num_points: equally spaced, both ends included, or ``"adaptive"``: refined around the peaks of the losses.
-        batch_stats: with BatchNorm, ``"recompute"`` (the default) takes its statistics at each t from the training
-            batches of ``stats_objective``, ``"interpolate"`` moves the ends' statistics along the line, ``"endpoint"``
-            keeps those of A until B is reached.
-        stats_objective: the module on training batches, with ``mode="train"``.
-        metrics: ``"loss"``, ``"error"``; all that are known by default.
-        progress: told after each point.
-
-    Raises:
-        ValueError: statistics are to be recomputed without ``stats_objective``, or a metric is not known.
-    """
-    states = StateEvaluator.with_default_policy(objectives, batch_stats=batch_stats, stats_objective=stats_objective)
-    return barriers_on(line_profiles(states, end_a, end_b, num_points=num_points, progress=progress), metrics)
-
-
 def barrier_between(
     objective: Objective,
     end_a: Endpoint,
@@ -238,32 +200,40 @@ def barrier_between(
     batch_stats: BatchStats | None = None,
     stats_objective: Objective | None = None,
     metrics: Sequence[str] | None = None,
-    split: str = "",
 ) -> dict[str, Barrier]:
-    """Barriers along the straight line from A to B, by metric: :func:`barriers_between` for one split."""
-    by_split = barriers_between(
-        {split: objective},
-        end_a,
-        end_b,
-        num_points=num_points,
-        batch_stats=batch_stats,
-        stats_objective=stats_objective,
-        metrics=metrics,
+    """Barriers along the straight line from A to B, by metric.
+
+    Args:
+        objective: the module on some examples.
+        end_a: at t = 0.
+        end_b: at t = 1.
+        num_points: equally spaced, both ends included, or ``"adaptive"``: refined around the peak of the loss.
+        batch_stats: with BatchNorm, ``"recompute"`` (the default) takes its statistics at each t from the training
+            batches of ``stats_objective``, ``"interpolate"`` moves the ends' statistics along the line, ``"endpoint"``
+            keeps those of A until B is reached.
+        stats_objective: the module on training batches, with ``mode="train"``.
+        metrics: ``"loss"``, ``"error"``; all that are known by default.
+
+    Raises:
+        ValueError: statistics are to be recomputed without ``stats_objective``, or a metric is not known.
+    """
+    states = StateEvaluator.with_default_policy(
+        {"": objective}, batch_stats=batch_stats, stats_objective=stats_objective
     )
-    return by_split[split]
+    return barriers_on(line_profiles(states, end_a, end_b, num_points=num_points), metrics)[""]
 
 
 def line_profiles(
-    states: StateEvaluator,
-    end_a: Endpoint,
-    end_b: Endpoint,
-    *,
-    num_points: NumPoints = NUM_POINTS,
-    progress: Progress | None = None,
+    states: StateEvaluator, end_a: Endpoint, end_b: Endpoint, *, num_points: NumPoints = NUM_POINTS
 ) -> dict[str, Profile]:
     """Every metric along the straight line from A to B, by split; costs T − 2 states and each endpoint once."""
-    ts: Grid = "adaptive" if num_points == "adaptive" else uniform_ts(num_points)
-    return profiles_along(states, states.line(end_a, end_b), ts, ends=(end_a, end_b), progress=progress)
+    line = states.line(end_a, end_b)
+    return profiles_along(states, line, grid_of(num_points), ends=(end_a, end_b))
+
+
+def grid_of(num_points: NumPoints) -> Grid:
+    """The points that are looked at."""
+    return "adaptive" if num_points == "adaptive" else uniform_ts(num_points)
 
 
 def barriers_on(profiles: Mapping[str, Profile], metrics: Sequence[str] | None = None) -> dict[str, dict[str, Barrier]]:

@@ -51,7 +51,7 @@ def running_statistics(
         module = objective.module_at(theta.detach(), buffers=given)
         frozen = {name for name, layer in _tracking(module) if module.training and not layer.training}
         pools = {name: _Pool.of(layer) for name, layer in _tracking(module) if name not in frozen}
-        objective.collective.agree(lambda: _run(objective, module))
+        objective.collective.agree(lambda: run_batches(objective, module))
     for name, pool in pools.items():
         found = pool.statistics(objective.collective)
         if found is not None:
@@ -61,7 +61,8 @@ def running_statistics(
     return given
 
 
-def _run(objective: Objective, module: nn.Module) -> None:
+def run_batches(objective: Objective, module: nn.Module) -> None:
+    """One step on each batch, for what hooks of the module see of it."""
     for index, batch in enumerate(objective.batches):
         objective.step(module, batch, seed=index)
 

@@ -58,7 +58,7 @@ class Concat:
 
 
 @dataclass(frozen=True)
-class Family:
+class Stacked:
     """Places of an axis that mean something else at each place of another axis of the tensor.
 
     Queries, keys and values that are stacked along an axis of size 3 have one width, and each an order of its own.
@@ -75,7 +75,7 @@ class Family:
         return self.parts[0].size
 
 
-Term: TypeAlias = Channels | Product | Concat | Family
+Term: TypeAlias = Channels | Product | Concat | Stacked
 
 
 def resolve(term: Term) -> Term:
@@ -86,8 +86,8 @@ def resolve(term: Term) -> Term:
     if isinstance(term, Channels):
         return term if term.meaning is None else resolve(term.meaning)
     parts = [resolve(part) for part in term.parts]
-    if isinstance(term, Family):
-        return Family(term.over, tuple(parts))
+    if isinstance(term, Stacked):
+        return Stacked(term.over, tuple(parts))
     return _concat(parts) if isinstance(term, Concat) else _product(parts)
 
 
@@ -106,7 +106,7 @@ def _product(parts: Sequence[Term]) -> Term:
     if len(flat) < 2:
         return flat[0] if flat else Channels(1)
     first, rest = flat[0], flat[1:]
-    if isinstance(first, Channels) and any(isinstance(p, Family) and p.over is first for p in rest):
+    if isinstance(first, Channels) and any(isinstance(p, Stacked) and p.over is first for p in rest):
         return _concat([_product([at(p, first, i) for p in rest]) for i in range(first.size)])
     if isinstance(first, Concat):
         return _concat([_product([piece, *rest]) for piece in first.parts])
@@ -121,7 +121,7 @@ def _concat(parts: Sequence[Term]) -> Term:
 def at(term: Term, over: Term, place: int) -> Term:
     """``term`` at one place of the axis ``over``."""
     term = resolve(term)
-    return term.parts[place] if isinstance(term, Family) and term.over is over else term
+    return term.parts[place] if isinstance(term, Stacked) and term.over is over else term
 
 
 def atoms(term: Term) -> Iterator[Channels]:
@@ -162,8 +162,8 @@ def unify(one: Term, other: Term) -> None:
         if reason is not None:
             freeze(partner, reason)
             return
-    if isinstance(one, Family) or isinstance(other, Family):
-        _unify_families(one, other)
+    if isinstance(one, Stacked) or isinstance(other, Stacked):
+        _unify_stacked(one, other)
     elif isinstance(one, Channels):
         one.mean(other)
     elif isinstance(other, Channels):
@@ -172,13 +172,13 @@ def unify(one: Term, other: Term) -> None:
         _zip(one, other)
 
 
-def _unify_families(one: Term, other: Term) -> None:
-    if isinstance(one, Family) and isinstance(other, Family) and one.over is not other.over:
+def _unify_stacked(one: Term, other: Term) -> None:
+    if isinstance(one, Stacked) and isinstance(other, Stacked) and one.over is not other.over:
         unify(one, one.parts[0])
         other, one = one.parts[0], other
-    family, partner = (one, other) if isinstance(one, Family) else (other, one)
-    for place, part in enumerate(family.parts if isinstance(family, Family) else ()):
-        unify(part, at(partner, family.over, place))  # type: ignore[union-attr]
+    stacked, partner = (one, other) if isinstance(one, Stacked) else (other, one)
+    for place, part in enumerate(stacked.parts if isinstance(stacked, Stacked) else ()):
+        unify(part, at(partner, stacked.over, place))  # type: ignore[union-attr]
 
 
 def _zip(one: Term, other: Term) -> None:
@@ -225,7 +225,7 @@ def take_factor(term: Term, size: int) -> tuple[Term, Term] | None:
     term = resolve(term)
     if term.size == size:
         return term, Channels(1)
-    if isinstance(term, Family):
+    if isinstance(term, Stacked):
         return _of_each(term, [take_factor(part, size) for part in term.parts])
     if not isinstance(term, Channels) or size == 0 or term.size % size:
         return None
@@ -237,7 +237,7 @@ def take_factor(term: Term, size: int) -> tuple[Term, Term] | None:
 def take_first(term: Term, size: int) -> tuple[Term, Term] | None:
     """``term`` as a concatenation whose first part has ``size`` places, which it means from now on, if it can."""
     term = resolve(term)
-    if isinstance(term, Family):
+    if isinstance(term, Stacked):
         return _of_each(term, [take_first(part, size) for part in term.parts])
     if isinstance(term, Channels):
         parts = Channels(size, term.reason), Channels(term.size - size, term.reason)
@@ -251,11 +251,11 @@ def take_first(term: Term, size: int) -> tuple[Term, Term] | None:
     return None
 
 
-def _of_each(family: Family, cuts: Sequence[tuple[Term, Term] | None]) -> tuple[Term, Term] | None:
+def _of_each(stacked: Stacked, cuts: Sequence[tuple[Term, Term] | None]) -> tuple[Term, Term] | None:
     done = [cut for cut in cuts if cut is not None]
     if len(done) < len(cuts):
         return None
-    return Family(family.over, tuple(c[0] for c in done)), Family(family.over, tuple(c[1] for c in done))
+    return Stacked(stacked.over, tuple(c[0] for c in done)), Stacked(stacked.over, tuple(c[1] for c in done))
 
 
 def take_stack(term: Term, size: int) -> tuple[Term, Term] | None:
@@ -265,7 +265,7 @@ def take_stack(term: Term, size: int) -> tuple[Term, Term] | None:
         return None
     over, parts = Channels(size, "stacked"), tuple(Channels(term.size // size) for _ in range(size))
     term.mean(Concat(parts))
-    return over, Family(over, parts)
+    return over, Stacked(over, parts)
 
 
 def pieces(term: Term, sizes: Sequence[int]) -> list[Term]:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.bands import standard_error
-from lmc_lightning.landscape.barrier import Barrier, NumPoints, barriers_on, line_profiles
+from lmc_lightning.landscape.barrier import Barrier, NumPoints, barriers_on, grid_of, line_profiles
 from lmc_lightning.landscape.curves import CurvedPath, CurveTraining, train_curve
-from lmc_lightning.landscape.paths import NUM_POINTS, Endpoint, uniform_ts
+from lmc_lightning.landscape.paths import NUM_POINTS, Endpoint
+from lmc_lightning.landscape.perturbations import norm
 from lmc_lightning.landscape.profiles import Curve, Profile, profiles_along
 from lmc_lightning.landscape.states import StateEvaluator
 from lmc_lightning.types import Progress
@@ -114,10 +115,9 @@ def connection(
     line = states.line(end_a, end_b)
     curve = train_curve(objective, line, training, generator=generator, progress=progress)
     straight = line_profiles(states, end_a, end_b, num_points=num_points)
-    grid = "adaptive" if num_points == "adaptive" else uniform_ts(num_points)
-    curved = profiles_along(states, curve, grid, ends=(end_a, end_b))  # type: ignore[arg-type]
+    curved = profiles_along(states, curve, grid_of(num_points), ends=(end_a, end_b))
     along = {split: _levels_of(profile, curve, metrics) for split, profile in curved.items()}
-    length = float(torch.linalg.vector_norm(end_b.theta - end_a.theta, dtype=torch.float64))
+    length = norm(end_b.theta - end_a.theta)
     return Connection(curve, length, barriers_on(straight, metrics), barriers_on(curved, metrics), along)
 
 

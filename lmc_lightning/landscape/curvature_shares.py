@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lmc_lightning.core.convolution import lean_layers
+from lmc_lightning.core.convolution import LeanLayers
 from lmc_lightning.core.gauss_newton import output_hessian
 from lmc_lightning.core.hvp import relative_step
 from lmc_lightning.core.losstap import TappedLoss
+from lmc_lightning.core.memory import is_out_of_memory
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.structure import cut, leading_size, tensors_in
 from lmc_lightning.landscape.curvature import Operator
@@ -130,7 +131,7 @@ def _rows(objective: Objective, theta: Tensor, vector: Tensor, operator: Operato
         if not share:
             continue
         line = _Line(objective, theta, vector, objective.batches[index], index)
-        with objective.box(), lean_layers():
+        with objective.box(), LeanLayers():
             tapped, forms = _FORMS[operator](line)
         weights = share * tapped.weights / tapped.weights.sum()
         labels = torch.full_like(weights, -1) if tapped.labels is None else tapped.labels.double()
@@ -169,7 +170,7 @@ def _hessian_forms(line: _Line) -> tuple[TappedLoss, Tensor]:
         (bend,) = torch.autograd.grad(slope, t, create_graph=True)
         return tapped, _by_example(bend, ones)
     except RuntimeError as error:
-        if "out of memory" in str(error).lower():
+        if is_out_of_memory(error):
             raise
         return tapped, torch.stack([_alone(line, n) for n in range(len(losses))])  # no third derivative
 

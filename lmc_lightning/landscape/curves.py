@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.batchnorm import has_batch_norm
+from lmc_lightning.landscape.dynamics import chunk_step
 from lmc_lightning.landscape.paths import Path
 from lmc_lightning.landscape.sharpness import require_positive
-from lmc_lightning.landscape.stochastic import chunk_step
 from lmc_lightning.types import Progress
 
 CurveKind: TypeAlias = Literal["bezier", "polychain"]

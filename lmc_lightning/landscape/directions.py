@@ -75,7 +75,7 @@ def directions_around(
     return random_directions(objective.theta(), objective.layout, generator, count=count, biases=biases)
 
 
-def given_directions(columns: Tensor, labels: Sequence[str] = (), description: str = "given directions") -> Directions:
+def given_directions(columns: Tensor) -> Directions:
     """Directions from the columns of a tensor ``(P,)`` or ``(P, k)``, such as principal axes of a trajectory.
 
     Raises:
@@ -87,7 +87,7 @@ def given_directions(columns: Tensor, labels: Sequence[str] = (), description: s
     units = nn.functional.normalize(rows.double(), dim=1, eps=torch.finfo(torch.float64).tiny)
     if torch.linalg.det(units @ units.T) < _PARALLEL:
         raise ValueError("The directions are zero or parallel, so they do not span a line or a plane.")
-    return Directions(rows, tuple(labels) or _numbered("direction", len(rows)), description)
+    return Directions(rows, _numbered("direction", len(rows)), "given directions")
 
 
 def random_directions(
@@ -143,16 +143,11 @@ def _in_filters(draws: Sequence[Tensor], weight: Tensor) -> Tensor:
 
 
 def hessian_directions(
-    objective: Objective,
-    generator: torch.Generator,
-    *,
-    count: int = 2,
-    max_products: int = 64,
-    progress: Progress | None = None,
+    objective: Objective, generator: torch.Generator, *, count: int = 2, progress: Progress | None = None
 ) -> Directions:
     """The eigenvectors of the largest eigenvalues of the Hessian, of length 1, so that the second derivative is λ.
 
-    Their signs make the largest entry positive. Costs up to ``max_products`` Hessian products.
+    Their signs make the largest entry positive. Costs up to 64 Hessian products.
     """
     theta = objective.theta()
     found = spectrum(
@@ -161,7 +156,6 @@ def hessian_directions(
         num_eigenvalues=count,
         num_negative=0,
         num_probes=0,
-        max_products=max_products,
         generator=generator,
         progress=progress,
     )

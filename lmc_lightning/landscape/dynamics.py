@@ -9,6 +9,7 @@ from torch import Tensor
 from lmc_lightning.core.hvp import relative_step
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.data_errors import stderr_data
+from lmc_lightning.landscape.perturbations import norm
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def batch_statistics(objective: Objective, theta: Tensor, gradient: Tensor | Non
 def _row(objective: Objective, index: int, theta: Tensor, mean: Tensor) -> tuple[float, float, float]:
     """gᵀHg/‖g‖², ‖g‖² and gᵀḡ of one batch."""
     gradient, product = (v.double() for v in chunk_derivatives(objective, index, theta))
-    norm = float(gradient @ gradient)
-    return float(gradient @ product) / norm if norm else math.nan, norm, float(gradient @ mean)
+    square = float(gradient @ gradient)
+    return float(gradient @ product) / square if square else math.nan, square, float(gradient @ mean)
 
 
 def chunk_derivatives(
@@ -110,6 +111,21 @@ def chunk_derivatives(
         products = torch.autograd.grad(outputs, leaves, vectors, allow_unused=True)
     filled = [torch.zeros_like(a) if b is None else b for a, b in zip(leaves, products, strict=True)]
     return gradient, torch.cat([part.detach() for part in filled])
+
+
+def chunk_step(objective: Objective, index: int, theta: Tensor) -> tuple[float, Tensor] | None:
+    """Mean loss of one chunk at θ and its gradient ``(P,)``; one forward and one backward pass over the chunk.
+
+    ``None`` where the step skips the chunk or its loss does not depend on θ.
+    """
+    leaves = objective.leaves(theta)
+    with objective.box(), torch.enable_grad():
+        loss = objective.step(objective.module_at(leaves), objective.batches[index], seed=index)
+        if loss is None or not loss.requires_grad:
+            return None
+        found = torch.autograd.grad(loss.reshape(()), leaves, allow_unused=True)
+    parts = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
+    return loss.item(), torch.cat(parts)
 
 
 def _noise(norms: Tensor, overlaps: Tensor, mean_sq: float, count: int, size: float) -> tuple[float, float]:
@@ -197,5 +213,5 @@ def update_prediction(objective: Objective, before: Tensor, after: Tensor) -> Up
         realised_stderr=stderr_data(changes, shares),
         slope=float(shares @ slopes),
         curvature=float(shares @ curvatures),
-        update_norm=float(torch.linalg.vector_norm(update, dtype=torch.float64)),
+        update_norm=norm(update),
     )

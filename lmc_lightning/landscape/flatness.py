@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lmc_lightning.core.evaluation import Evaluation
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import gaussian
 from lmc_lightning.landscape.perturbations import Radius, deviations, norm, on_sphere
@@ -106,7 +105,7 @@ def random_max(
         ValueError: ``r`` or ``num_draws`` is not positive.
     """
     require_positive(r=r, num_draws=num_draws)
-    loss = _centre(objective, theta, centre).loss
+    loss = (centre or objective.evaluate(theta)).loss
     draws = (theta + r * d for d in _directions(objective, theta, radius, num_draws, generator))
     rises = [evaluation.loss - loss for evaluation in objective.evaluate_many(draws)]
     largest = math.nan if any(map(math.isnan, rises)) else max(0.0, *rises)
@@ -144,7 +143,7 @@ def flatness_profile(
         ValueError: a radius or ``num_samples`` is not positive.
     """
     require_positive(num_samples=num_samples, **{f"radii[{i}]": r for i, r in enumerate(radii)})
-    known = _centre(objective, theta, centre)
+    known = centre or objective.evaluate(theta)
     directions = _directions(objective, theta, radius, num_samples, generator)
     steps = (r * direction for direction in directions for r in radii)
     losses, errors = _both_ways(objective, theta, steps).reshape(2, num_samples, len(radii)).mT
@@ -167,7 +166,7 @@ def _under_noise(
     kind: str,
 ) -> Measured:
     require_positive(sigma=sigma, num_samples=num_samples)
-    loss = _centre(objective, theta, centre).loss
+    loss = (centre or objective.evaluate(theta)).loss
     draws = (gaussian(theta.numel(), generator, device=theta.device, dtype=theta.dtype) for _ in range(num_samples))
     rises = _both_ways(objective, theta, (draw.mul_(sigma * scale) for draw in draws))[0] - loss
     expected = sigma * norm(scale.expand_as(theta))
@@ -188,7 +187,3 @@ def _directions(
     for _ in range(number):
         draw = gaussian(theta.numel(), generator, device=theta.device, dtype=theta.dtype)
         yield on_sphere(draw, theta, radius, objective.layout)
-
-
-def _centre(objective: Objective, theta: Tensor, centre: Centre | None) -> Centre | Evaluation:
-    return centre or objective.evaluate(theta)

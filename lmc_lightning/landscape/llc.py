@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import derive_seed, gaussian
+from lmc_lightning.landscape.dynamics import chunk_step
 from lmc_lightning.landscape.sharpness import require_positive
-from lmc_lightning.landscape.stochastic import chunk_step
 from lmc_lightning.types import Progress
 
 Excess: TypeAlias = Callable[[Tensor], tuple[float, Tensor]]

@@ -12,7 +12,7 @@ from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.params import ParameterLayout
 
 BatchStats: TypeAlias = Literal["recompute", "interpolate", "endpoint"]
-"""What BatchNorm normalises with on a path: see :func:`~lmc_lightning.landscape.profiles.loss_profiles`."""
+"""What BatchNorm normalises with on a path: see :class:`~lmc_lightning.landscape.states.StateEvaluator`."""
 
 Path: TypeAlias = Callable[[float], tuple[Tensor, Mapping[str, Tensor]]]
 """t ↦ (θ ``(P,)``, buffers by name) for t in [0, 1]."""

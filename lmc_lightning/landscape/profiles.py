@@ -1,8 +1,7 @@
 """Loss, error and other metrics along the paths between states of a network."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -10,13 +9,9 @@ from torch import Tensor
 
 from lmc_lightning.core.evaluation import Evaluation
 from lmc_lightning.core.leading import point_of
-from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.adaptive import next_points
 from lmc_lightning.landscape.paths import BatchStats, Endpoint, Line, Path, checked_ts, uniform_ts
-from lmc_lightning.landscape.states import Measured, Point, StateEvaluator
-
-Progress: TypeAlias = Callable[[int, int], None]
-"""Called as ``progress(done, total)``; the total of an adaptive grid is its present size."""
+from lmc_lightning.landscape.states import Point, StateEvaluator, StateMetrics
 
 Grid: TypeAlias = Tensor | Sequence[float] | Literal["adaptive"]
 
@@ -70,63 +65,14 @@ class Profile:
         return self.curves["error"].values if "error" in self.curves else None
 
 
-def loss_profile(
-    objective: Objective,
-    path: Path,
-    ts: Grid | None = None,
-    *,
-    split: str = "",
-    batch_stats: BatchStats | None = None,
-    stats_objective: Objective | None = None,
-    progress: Progress | None = None,
-) -> Profile:
-    """Loss and error of one objective along a path: :func:`loss_profiles` for one split."""
-    profiles = loss_profiles(
-        {split: objective}, path, ts, batch_stats=batch_stats, stats_objective=stats_objective, progress=progress
-    )
-    return profiles[split]
-
-
-def loss_profiles(
-    objectives: Mapping[str, Objective],
-    path: Path,
-    ts: Grid | None = None,
-    *,
-    batch_stats: BatchStats | None = None,
-    stats_objective: Objective | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Profile]:
-    """Loss and error along a path, on several splits that share the work on BatchNorm statistics.
-
-    Costs T forward passes over each split; ``"recompute"`` adds T passes over the training batches and two evaluations
-    of the ends as they came.
-
-    Args:
-        objectives: one for each split, over one module.
-        path: gives θ and buffers at t.
-        ts: ascending from 0 to 1, or ``"adaptive"``; 25 equally spaced points by default.
-        batch_stats: ``"recompute"`` takes BatchNorm's statistics at each t, the ends included, from the batches of
-            ``stats_objective``. ``"interpolate"`` and ``"endpoint"`` record how ``path`` itself treats them; ``None``
-            records that there is no BatchNorm.
-        stats_objective: the module on training batches, with ``mode="train"``.
-        progress: told after each point.
-
-    Raises:
-        ValueError: ``ts`` does not ascend from 0 to 1, or ``"recompute"`` has no ``stats_objective``.
-    """
-    states = StateEvaluator(objectives, batch_stats=batch_stats, stats_objective=stats_objective)
-    return profiles_along(states, path, ts, progress=progress)
-
-
 def profiles_along(
     states: StateEvaluator,
     path: Path,
     ts: Grid | None = None,
     *,
     ends: tuple[Endpoint, Endpoint] | None = None,
-    progress: Progress | None = None,
 ) -> dict[str, Profile]:
-    """Every metric along a path, by split.
+    """Every metric along a path, by split; costs T − 2 states and each end once.
 
     Args:
         states: what evaluates each point.
@@ -135,23 +81,17 @@ def profiles_along(
             around the peak of the loss on every split, until a parabola through it promises less than 0.2 % more, with
             two peaks to the full grid; other metrics are known at the same points.
         ends: the states at 0 and 1, where other paths share them.
-        progress: told after each point.
 
     Raises:
         ValueError: ``ts`` does not ascend from 0 to 1.
     """
     fixed = None if isinstance(ts, str) else checked_ts(uniform_ts() if ts is None else ts).tolist()
     start, stop = ends or (_end(path, 0.0), _end(path, 1.0))
-    found: dict[float, dict[str, Measured]] = {}
-    told = _Told(progress)
+    found: dict[float, dict[str, StateMetrics]] = {}
     while due := [t for t in fixed if t not in found] if fixed else _refined(found):
         inner = [t for t in due if 0 < t < 1]
         found |= {t: states.end(stop if t else start) for t in due if not 0 < t < 1}
-        size = len(fixed or [*found, *inner])
-        told(len(found), size)
-        measured = states.along([_at(path, t) for t in inner], partial(told.after, len(found), size))
-        found |= dict(zip(inner, measured, strict=True))
-        told(len(found), size)
+        found |= dict(zip(inner, states.along([_at(path, t) for t in inner]), strict=True))
     own_ends = [states.own(end) for end in (start, stop)]
     grid, eps = sorted(found), torch.finfo(start.theta.dtype).eps
     return {
@@ -168,23 +108,6 @@ def profiles_along(
     }
 
 
-class _Told:
-    """Tells of every point once."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress, self._last = progress, 0
-
-    def __call__(self, done: int, total: int) -> None:
-        for number in range(self._last + 1, done + 1):
-            if self._progress is not None:
-                self._progress(number, total)
-        self._last = max(done, self._last)
-
-    def after(self, earlier: int, total: int, done: int) -> None:
-        """So many points are done beside the earlier ones."""
-        self(earlier + done, total)
-
-
 def _end(path: Path, t: float) -> Endpoint:
     theta, buffers = _at(path, t)
     return Endpoint(point_of(theta), buffers)
@@ -195,7 +118,7 @@ def _at(path: Path, t: float) -> Point:
         return path.point(t) if isinstance(path, Line) else path(t)
 
 
-def _refined(found: Mapping[float, Mapping[str, Measured]]) -> list[float]:
+def _refined(found: Mapping[float, Mapping[str, StateMetrics]]) -> list[float]:
     """The points that an adaptive grid lacks."""
     ts = sorted(found)
     splits = next(iter(found.values()), {})
@@ -203,7 +126,7 @@ def _refined(found: Mapping[float, Mapping[str, Measured]]) -> list[float]:
     return next_points(torch.tensor(ts, dtype=torch.float64), losses)
 
 
-def _curves(along: list[Measured], own_ends: list[Measured], by_example: bool) -> dict[str, Curve]:
+def _curves(along: list[StateMetrics], own_ends: list[StateMetrics], by_example: bool) -> dict[str, Curve]:
     passes, ends = [m.evaluation for m in along], [m.evaluation for m in own_ends]
     curves = {"loss": _loss_curve(passes, ends, by_example)}
     errors = [e.error for e in passes + ends if e.error is not None]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmc_lightning.core.objective import Objective
+from lmc_lightning.landscape.batchnorm import run_batches
 from lmc_lightning.landscape.channels import reason_of
 from lmc_lightning.landscape.paths import Endpoint, Path, linear_path
 from lmc_lightning.landscape.permutation_groups import Groups
@@ -37,7 +38,7 @@ def repair_path(objective: Objective, groups: Groups, end_a: Endpoint, end_b: En
     Raises:
         ValueError: there is no layer to rescale.
     """
-    line, layers = linear_path(end_a, end_b), _hidden_layers(objective, groups)
+    line, layers = linear_path(end_a, end_b), list(_hidden_layers(objective, groups))
     if not layers:
         raise ValueError("No hidden linear or convolutional layer has a bias, so REPAIR has nothing to rescale.")
     ends = [_moments(objective, end.theta, end.buffers, layers) for end in (end_a, end_b)]
@@ -55,13 +56,9 @@ def repair_path(objective: Objective, groups: Groups, end_a: Endpoint, end_b: En
     return path
 
 
-def _hidden_layers(objective: Objective, groups: Groups) -> list[str]:
-    return list(_layers(objective.module_at(objective.theta()), objective, groups))
-
-
-def _layers(module: nn.Module, objective: Objective, groups: Groups) -> Iterator[str]:
+def _hidden_layers(objective: Objective, groups: Groups) -> Iterator[str]:
     """Names of the layers whose weight and bias are in θ and whose output channels are in a group."""
-    for name, layer in module.named_modules():
+    for name, layer in objective.module_at(objective.theta()).named_modules():
         own = f"{name}.weight", f"{name}.bias"
         if isinstance(layer, _LAYERS) and set(own) <= set(objective.layout.names):
             axis = groups.axes.get(own[1], ())
@@ -123,13 +120,8 @@ def _moments(
             axis = -1 if isinstance(layer, nn.Linear) else 1
             pools[name] = _Pool(axis, targets[name] if targets else None)
             layer.register_forward_hook(pools[name].see)
-        objective.collective.agree(partial(_run, objective, module))
+        objective.collective.agree(partial(run_batches, objective, module))
     return {name: pool.moments(objective) for name, pool in pools.items()}
-
-
-def _run(objective: Objective, module: nn.Module) -> None:
-    for index, batch in enumerate(objective.batches):
-        objective.step(module, batch, seed=index)
 
 
 def _rescaled(objective: Objective, theta: Tensor, found: Moments, target: Moments) -> Tensor:

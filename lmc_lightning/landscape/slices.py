@@ -18,7 +18,7 @@ from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.structure import digest
 from lmc_lightning.landscape.directions import Directions
 from lmc_lightning.landscape.paths import BatchStats, Endpoint, endpoint_of
-from lmc_lightning.landscape.states import Measured, StateEvaluator
+from lmc_lightning.landscape.states import StateEvaluator, StateMetrics
 from lmc_lightning.types import Progress
 
 NUM_POINTS = 25
@@ -247,7 +247,7 @@ def _evaluated(
         yield from map(_metrics, states.along([(theta, buffers) for theta in block]))
 
 
-def _metrics(by_split: Mapping[str, Measured]) -> dict[str, float]:
+def _metrics(by_split: Mapping[str, StateMetrics]) -> dict[str, float]:
     (found,) = (measured.evaluation for measured in by_split.values())
     return {"loss": found.loss} | ({} if found.error is None else {"error": found.error})
 

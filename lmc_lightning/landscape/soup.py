@@ -10,7 +10,7 @@ from torch import Tensor
 from lmc_lightning.core.evaluation import Evaluation
 from lmc_lightning.landscape.bands import standard_error
 from lmc_lightning.landscape.paths import Endpoint
-from lmc_lightning.landscape.states import Measured, StateEvaluator
+from lmc_lightning.landscape.states import StateEvaluator, StateMetrics
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ def soup_gains(states: StateEvaluator, ends: Sequence[Endpoint]) -> dict[str, di
     }
 
 
-def _metrics(measured: Measured) -> list[str]:
+def _metrics(measured: StateMetrics) -> list[str]:
     known = ["loss"] + ["error"] * (measured.evaluation.error is not None)
     return [*known, *measured.further]
 
 
-def _gain(metric: str, split: str, average: Measured, networks: Sequence[Measured]) -> SoupGain:
+def _gain(metric: str, split: str, average: StateMetrics, networks: Sequence[StateMetrics]) -> SoupGain:
     values = [_value(m, metric) for m in networks]
     best = networks[min(range(len(values)), key=values.__getitem__)]
     return SoupGain(
@@ -86,7 +86,7 @@ def _gain(metric: str, split: str, average: Measured, networks: Sequence[Measure
     )
 
 
-def _value(measured: Measured, metric: str) -> float:
+def _value(measured: StateMetrics, metric: str) -> float:
     if metric in measured.further:
         return measured.further[metric]
     value = measured.evaluation.loss if metric == "loss" else measured.evaluation.error

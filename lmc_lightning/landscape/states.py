@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -25,7 +24,7 @@ RECOMPUTED_TOGETHER = 4
 
 
 @dataclass(frozen=True)
-class Measured:
+class StateMetrics:
     """One state on one split."""
 
     evaluation: Evaluation
@@ -64,8 +63,8 @@ class StateEvaluator:
             )
         self.objectives, self.batch_stats = objectives, batch_stats
         self._stats_objective, self._further = stats_objective, further or {}
-        self._ends: WeakKeyDictionary[Endpoint, dict[str, Measured]] = WeakKeyDictionary()
-        self._own: WeakKeyDictionary[Endpoint, dict[str, Measured]] = WeakKeyDictionary()
+        self._ends: WeakKeyDictionary[Endpoint, dict[str, StateMetrics]] = WeakKeyDictionary()
+        self._own: WeakKeyDictionary[Endpoint, dict[str, StateMetrics]] = WeakKeyDictionary()
 
     @classmethod
     def with_default_policy(
@@ -85,22 +84,21 @@ class StateEvaluator:
         """The module on the first of the splits."""
         return next(iter(self.objectives.values()))
 
-    def at(self, theta: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, Measured]:
+    def at(self, theta: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, StateMetrics]:
         """One state by split; a pass over each, and one over the training batches where statistics are recomputed."""
         return self.along([(theta, buffers)])[0]
 
-    def along(self, points: Sequence[Point], done: Callable[[int], None] | None = None) -> list[dict[str, Measured]]:
+    def along(self, points: Sequence[Point]) -> list[dict[str, StateMetrics]]:
         """Many states, each by split, for less than one after another: see :meth:`Objective.evaluate_many`.
 
         Args:
             points: θ and buffers as a path gives them.
-            done: told how many points are done, rounded down.
         """
         size = len(points) if self.batch_stats != "recompute" else RECOMPUTED_TOGETHER
-        found: list[dict[str, Measured]] = []
+        found: list[dict[str, StateMetrics]] = []
         for first in range(0, len(points), size or 1):
             states = [(theta, self.buffers_at(theta, buffers)) for theta, buffers in points[first : first + size]]
-            found += self._measure(states, None if done is None else partial(_tell, done, first))
+            found += self._measure(states)
         return found
 
     def buffers_at(self, theta: Theta, buffers: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -109,13 +107,13 @@ class StateEvaluator:
             return running_statistics(self._stats_objective, point_of(theta), buffers)
         return buffers
 
-    def end(self, end: Endpoint) -> dict[str, Measured]:
+    def end(self, end: Endpoint) -> dict[str, StateMetrics]:
         """An endpoint by split, evaluated once."""
         if self.batch_stats != "recompute":
             return self.own(end)
         return _remembered(self._ends, end, lambda: self.at(end.theta, end.buffers))
 
-    def own(self, end: Endpoint) -> dict[str, Measured]:
+    def own(self, end: Endpoint) -> dict[str, StateMetrics]:
         """An endpoint by split with the statistics that it came with, evaluated once."""
         return _remembered(self._own, end, lambda: self._measure([(end.theta, end.buffers)])[0])
 
@@ -123,42 +121,30 @@ class StateEvaluator:
         """The straight line between two states, buffers by the policy."""
         return linear_path(end_a, end_b, buffers="endpoint" if self.batch_stats == "endpoint" else "interpolate")
 
-    def _measure(
-        self, states: Sequence[Point], done: Callable[[float], None] | None = None
-    ) -> list[dict[str, Measured]]:
-        found: list[dict[str, Measured]] = [{} for _ in states]
-        for number, (split, objective) in enumerate(self.objectives.items()):
-            earlier, splits = number * len(states), len(self.objectives)
-            progress = None if done is None else partial(_tell_share, done, earlier, splits)
-            evaluations = _evaluations(objective, states, progress)
+    def _measure(self, states: Sequence[Point]) -> list[dict[str, StateMetrics]]:
+        found: list[dict[str, StateMetrics]] = [{} for _ in states]
+        for split, objective in self.objectives.items():
+            evaluations = _evaluations(objective, states)
             for by_split, evaluation, (theta, buffers) in zip(found, evaluations, states, strict=True):
                 further = self._further[split](point_of(theta), buffers) if split in self._further else {}
-                by_split[split] = Measured(evaluation, further)
+                by_split[split] = StateMetrics(evaluation, further)
         return found
 
 
-def _tell(done: Callable[[int], None], before: int, points: float) -> None:
-    done(before + int(points + 1e-6))
-
-
-def _tell_share(done: Callable[[float], None], before: int, splits: int, points: float) -> None:
-    done((before + points) / splits)
-
-
-def _evaluations(
-    objective: Objective, states: Sequence[Point], progress: Callable[[float], None] | None
-) -> list[Evaluation]:
+def _evaluations(objective: Objective, states: Sequence[Point]) -> list[Evaluation]:
     if len(states) == 1 and isinstance(states[0][0], Tensor):
         known = objective.known(states[0][0], states[0][1])
         if known is not None:
             return [known]
     thetas, buffers = zip(*states, strict=True)
-    return objective.evaluate_many(thetas, buffers=buffers, progress=progress)
+    return objective.evaluate_many(thetas, buffers=buffers)
 
 
 def _remembered(
-    known: WeakKeyDictionary[Endpoint, dict[str, Measured]], end: Endpoint, measure: Callable[[], dict[str, Measured]]
-) -> dict[str, Measured]:
+    known: WeakKeyDictionary[Endpoint, dict[str, StateMetrics]],
+    end: Endpoint,
+    measure: Callable[[], dict[str, StateMetrics]],
+) -> dict[str, StateMetrics]:
     if end not in known:
         known[end] = measure()
     return known[end]

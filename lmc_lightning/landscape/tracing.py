@@ -228,9 +228,9 @@ class Call:
         found = next(tensors_of([self.result])) if result is None else result
         self.tracer.name(found, axes, any(self.tracer.known(t).is_data for t in self.tensors))
 
-    def gives_fixed(self, result: Tensor, reason: str | None = None) -> None:
+    def gives_fixed(self, result: Tensor) -> None:
         """The places of a result mean something to this operation."""
-        self.gives([Channels(n, reason or self.operator) for n in result.shape], result)
+        self.gives([Channels(n, self.operator) for n in result.shape], result)
 
     def freeze(self, *terms: Term) -> None:
         """The operation depends on the order of these channels."""

@@ -172,7 +172,7 @@ def _group_norm(call: Call) -> None:
     first, *others = tensors_of([call.result])
     call.gives(axes, first)
     for result in others:
-        call.gives([Channels(n, call.operator) for n in result.shape], result)
+        call.gives_fixed(result)
 
 
 def _spatial(num_axes: int) -> Rule:

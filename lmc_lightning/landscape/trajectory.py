@@ -140,15 +140,14 @@ def random_walk_shares(num_components: int) -> Tensor:
     return 6 / (pi * torch.arange(1, num_components + 1, dtype=torch.float64)) ** 2
 
 
-def tsne(trajectories: Sequence[Trajectory], *, perplexity: float | None = None, seed: int = 0) -> list[Tensor]:
+def tsne(trajectories: Sequence[Trajectory]) -> list[Tensor]:
     """Coordinates ``(T, 2)`` of each run's snapshots by t-SNE of scikit-learn, on at most 50 principal components.
 
-    Distances between groups and axes mean nothing; neighbours do.
+    Distances between groups and axes mean nothing; neighbours do. The perplexity is 30, or a quarter of the snapshots
+    if fewer.
 
     Args:
         trajectories: of runs of one architecture.
-        perplexity: about how many neighbours a snapshot has; by default 30, or a quarter of the snapshots if fewer.
-        seed: of scikit-learn.
 
     Raises:
         ValueError: fewer than four snapshots.
@@ -158,8 +157,8 @@ def tsne(trajectories: Sequence[Trajectory], *, perplexity: float | None = None,
     reduced = torch.cat([*principal_components(trajectories, 50).coordinates])
     if len(reduced) < 4:
         raise ValueError(f"Expected at least 4 snapshots for t-SNE, got {len(reduced)}.")
-    neighbours = min(30.0, len(reduced) / 4) if perplexity is None else perplexity
-    method = TSNE(2, perplexity=neighbours, init="pca" if reduced.shape[1] > 1 else "random", random_state=seed)
+    perplexity, init = min(30.0, len(reduced) / 4), "pca" if reduced.shape[1] > 1 else "random"
+    method = TSNE(2, perplexity=perplexity, init=init, random_state=0)
     found = torch.from_numpy(method.fit_transform(reduced.numpy()))
     return list(found.double().split([len(t.points) for t in trajectories]))
 

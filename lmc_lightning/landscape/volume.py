@@ -1,6 +1,6 @@
 """Volumes of low loss around a network, from radii in random directions."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import sqrt
 
@@ -41,7 +41,6 @@ def minimum_volumes(
     settings: VolumeSettings | None = None,
     *,
     directions: Callable[[int], Tensor] | None = None,
-    buffers: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
 ) -> dict[float, Volume]:
     """The volume of the points around θ at or below each threshold, by threshold.
@@ -55,14 +54,13 @@ def minimum_volumes(
         theta: the point ``(P,)``.
         settings: which set, and how the rays are searched.
         directions: unit vectors ``(P,)`` by number in place of :func:`direction`.
-        buffers: of the network at θ, where these are not the objective's own.
         progress: told after each direction.
 
     Raises:
         ValueError: an accuracy is asked for and the loss tap sees no classification.
     """
     settings = settings or VolumeSettings()
-    landscape = _Landscape(objective, theta, settings, buffers)
+    landscape = _Landscape(objective, theta, settings)
     inside = sorted({tau for tau in settings.thresholds if landscape.limit(tau) > 0}, key=landscape.limit)
     volumes: dict[float, Volume] = {}
     if inside:
@@ -77,10 +75,8 @@ def minimum_volumes(
 class _Landscape:
     """Rises of loss or error above their level at θ, along rays."""
 
-    def __init__(
-        self, objective: Objective, theta: Tensor, settings: VolumeSettings, buffers: Mapping[str, Tensor] | None
-    ) -> None:
-        self.objective, self.theta, self.settings, self.buffers = objective, theta, settings, buffers
+    def __init__(self, objective: Objective, theta: Tensor, settings: VolumeSettings) -> None:
+        self.objective, self.theta, self.settings = objective, theta, settings
         self.scales = filter_scales(theta, objective.layout) if settings.coordinates == "filter" else None
         self.num_losses = 0
         self._base = self.values([theta])[0]
@@ -96,7 +92,7 @@ class _Landscape:
     def values(self, thetas: list[Tensor]) -> list[float]:
         """Loss or error of several points: the one place where they are evaluated."""
         self.num_losses += len(thetas)
-        found = self.objective.evaluate_many(thetas, buffers=[self.buffers] * len(thetas))
+        found = self.objective.evaluate_many(thetas)
         if self.settings.metric == "loss":
             return [evaluation.loss for evaluation in found]
         errors = [evaluation.error for evaluation in found if evaluation.error is not None]

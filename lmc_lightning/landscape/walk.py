@@ -6,6 +6,8 @@ from math import nan
 import torch
 from torch import Tensor
 
+from lmc_lightning.landscape.perturbations import norm
+
 _PIECE = 1 << 18
 """Entries that are converted to float64 at a time, few enough to stay in a CPU's cache."""
 
@@ -43,8 +45,7 @@ class Walk:
     def advance(self, step: int, point: Tensor) -> None:
         """Go to ``point`` ``(D,)``, which is kept."""
         if self.start is None or self.last is None:
-            norm = float(torch.linalg.vector_norm(point, dtype=torch.float64))
-            self.strides.append(Stride(step, norm, 0.0, 0.0, nan, nan))
+            self.strides.append(Stride(step, norm(point), 0.0, 0.0, nan, nan))
             self.start = point
         else:
             self.strides.append(self._stride(step, point, self.start, self.last))
@@ -58,10 +59,10 @@ class Walk:
             moved, away = now - one, now - first
             squares += torch.stack([now @ now, away @ away, moved @ moved])
             both += moved @ (one - two)
-        norm, distance, length = squares.sqrt().tolist()
+        size, distance, length = squares.sqrt().tolist()
         lengths = length * self.strides[-1].length
         cosine = float(both) / lengths if lengths and self.before is not None else nan
-        return Stride(step, norm, distance, self.strides[-1].path + length, length, cosine)
+        return Stride(step, size, distance, self.strides[-1].path + length, length, cosine)
 
     def go_on(self, strides: list[Stride], start: Tensor, before: Tensor | None, last: Tensor) -> None:
         """Continue a walk whose first and last two states are known."""

@@ -1,7 +1,7 @@
 """Trace of a symmetric operator from random probes, with an honest standard error, to a requested precision."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +25,7 @@ class TraceEstimate:
 
     Attributes:
         value: The estimate.
-        stderr: Its standard error over probes (NaN for a single one).
+        stderr: Its standard error over probes.
         num_probes: Random probes behind ``stderr``.
         num_matvecs: Products spent, those of a sketch included.
         converged: False if a requested precision was not reached.
@@ -53,36 +53,18 @@ class TraceEstimate:
         return float(special.stdtrit(self.num_probes - 1, 0.5 + confidence / 2)) * self.stderr
 
 
-def hutchinson(matvec: Matvec, probes: Iterable[Tensor], *, deflation: Deflation | None = None) -> TraceEstimate:
-    """Mean of vᵀAv over the probes; with ``deflation`` only the part of A outside the known span is sampled.
-
-    Args:
-        matvec: The operator A.
-        probes: Vectors ``(P,)``, independent with E vvᵀ = I (Rademacher or Gaussian).
-        deflation: What is known of A already; independent of the probes.
-
-    Raises:
-        ValueError: No probes.
-    """
-    samples = [_sample(matvec, probe, deflation) for probe in probes]
-    if not samples:
-        raise ValueError("probes is empty: give at least one random vector")
-    return _estimate(samples, len(samples))
-
-
 def trace_to_precision(
     matvec: Matvec,
     draw_probe: Callable[[], Tensor],
     *,
     tolerance: float = 0.01,
-    confidence: float = 0.95,
     num_sketch: int = 16,
     deflation: Deflation | None = None,
     earlier: Sequence[float] = (),
     max_products: int = 256,
     should_stop: Callable[[], bool] | None = None,
 ) -> TraceEstimate:
-    """tr A until the half-width of its interval is ``tolerance``·|value| or less: Hutch++ on a Krylov sketch.
+    """tr A until the half-width of its 95 % interval is ``tolerance``·|value| or less: Hutch++ on a Krylov sketch.
 
     The trace on a subspace is taken exactly, that on its complement by Hutchinson's estimator (Hutch++, arXiv
     2010.09649). The subspace is a Krylov space (arXiv 2205.01736): m products give m directions, the outliers of both
@@ -97,7 +79,6 @@ def trace_to_precision(
         matvec: The operator A.
         draw_probe: Gives a new probe ``(P,)`` at every call, independent with E vvᵀ = I (Rademacher or Gaussian).
         tolerance: Half-width of the interval relative to |value|.
-        confidence: Of the interval.
         num_sketch: Dimension of the Krylov sketch, 0 for none; held in memory. Unused if ``deflation`` is given.
         deflation: What is known of A already, in place of a sketch; independent of the probes.
         earlier: Independent samples of tr A that are there already, taken under the same ``deflation``.
@@ -115,7 +96,7 @@ def trace_to_precision(
             spent += 1
             continue
         estimate = _estimate(samples, spent)
-        precise = estimate.half_width(confidence) <= tolerance * abs(estimate.value)
+        precise = estimate.half_width() <= tolerance * abs(estimate.value)
         if precise and len(samples) >= MIN_PROBES_TO_STOP:
             return estimate
         if estimate.num_matvecs >= max_products or (should_stop is not None and should_stop()):
@@ -136,5 +117,4 @@ def _sample(matvec: Matvec, probe: Tensor, deflation: Deflation | None) -> float
 def _estimate(samples: list[float], num_matvecs: int) -> TraceEstimate:
     values = torch.tensor(samples, dtype=torch.float64)
     count = len(samples)
-    stderr = float(values.std()) / math.sqrt(count) if count > 1 else math.nan
-    return TraceEstimate(float(values.mean()), stderr, count, num_matvecs)
+    return TraceEstimate(float(values.mean()), float(values.std()) / math.sqrt(count), count, num_matvecs)

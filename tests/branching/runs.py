@@ -2,16 +2,18 @@
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, random_split
 
+from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.core.glassbox import rng_state, seed_everything
 
 SIZE = 40
@@ -268,6 +270,32 @@ class Fingerprint(pl.Callback):
         )
 
 
+class Steps(pl.Callback):
+    """Weights, optimizers, schedulers and random states after every batch, of trunk and children alike."""
+
+    runs: ClassVar[list[dict[Any, tuple[Any, ...]]]] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.mine: dict[Any, tuple[Any, ...]] = {}
+        self.runs.append(self.mine)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._take(trainer, pl_module, trainer.fit_loop.total_batch_idx, sha(batch), batch_idx)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._take(trainer, pl_module, "end")
+
+    def _take(self, trainer: Any, pl_module: Any, moment: Any, *more: Any) -> None:
+        self.mine[moment] = (
+            trainer.global_step,
+            sha(pl_module.state_dict()),
+            sha([optimizer.state_dict() for optimizer in trainer.optimizers]),
+            sha([config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]),
+            sha(rng_state()),
+            *more,
+        )
+
+
 def fit(module: pl.LightningModule, data: Any, *callbacks: Any, ckpt_path: Any = None, **arguments: Any) -> Any:
     """Train under seed 0; ``data`` is (train, val), or a datamodule, or None. Returns the trainer."""
     defaults = {"max_epochs": 3, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
@@ -286,3 +314,78 @@ def fit(module: pl.LightningModule, data: Any, *callbacks: Any, ckpt_path: Any =
 def net(kind: type[Net] = Net) -> Net:
     seed_everything(1)
     return kind()
+
+
+def plain() -> tuple[Any, Any]:
+    return loader(), loader(shuffle=False)
+
+
+def stop_early(patience: int = 1) -> EarlyStopping:
+    """Stops after the second validation, or after ``patience + 1`` of them."""
+    return EarlyStopping("val_loss", patience=patience, min_delta=10.0)
+
+
+RUNS: dict[str, tuple[type[Net], Callable[[], Any], dict[str, Any], Callable[[], list[Any]]]] = {
+    "shuffled": (Net, plain, {}, list),
+    "user generator": (
+        Net,
+        lambda: (loader(generator=torch.Generator().manual_seed(3)), loader(Augmented(), shuffle=False)),
+        {},
+        list,
+    ),
+    "augmented": (Net, lambda: (loader(Augmented()), loader(Augmented(), shuffle=False)), {}, list),
+    "own generators": (Net, lambda: (loader(OwnGenerators()), loader(shuffle=False)), {}, list),
+    "iterable without length": (Net, lambda: (loader(Stream()), loader(shuffle=False)), {}, list),
+    "two loaders": (TwoLoaders, lambda: ({"a": loader(), "b": loader(batch_size=6)}, None), {}, list),
+    "random split, reloaded": (Net, SplitData, {"reload_dataloaders_every_n_epochs": 2}, list),
+    "module that draws": (Drawing, lambda: None, {}, list),
+    "AdamW, cosine per step": (Cosine, plain, {}, list),
+    "one cycle": (OneCycle, lambda: (loader(Augmented()), None), {}, list),
+    "step decay": (StepDecay, plain, {}, list),
+    "plateau": (Plateau, plain, {}, list),
+    "plateau on an old metric": (Plateau, plain, {"check_val_every_n_epoch": 2}, list),
+    "plateau, max_steps": (Plateau, plain, {"max_epochs": -1, "max_steps": 15}, list),
+    "manual optimization": (TwoOptimizers, plain, {}, list),
+    "accumulation": (Net, plain, {"accumulate_grad_batches": 3}, list),
+    "scheduled accumulation": (Net, plain, {}, lambda: [GradientAccumulationScheduler({0: 1, 2: 2})]),
+    "validation in between": (
+        Net,
+        lambda: (loader(Augmented()), loader(Augmented(), shuffle=False)),
+        {"val_check_interval": 2},
+        list,
+    ),
+    "max_steps amid an epoch": (OneCycle, plain, {"max_epochs": -1, "max_steps": 12}, list),
+    "stopped early": (Net, plain, {"max_epochs": 9}, lambda: [stop_early(2)]),
+    "stopped early amid an epoch": (
+        Net,
+        plain,
+        {"max_epochs": 9, "val_check_interval": 3, "check_val_every_n_epoch": None, "accumulate_grad_batches": 3},
+        lambda: [stop_early(3)],
+    ),
+    "limited and clipped": (
+        Net,
+        plain,
+        {
+            "limit_train_batches": 3,
+            "limit_val_batches": 0.5,
+            "gradient_clip_val": 0.1,
+            "accumulate_grad_batches": 2,
+        },
+        list,
+    ),
+    "overfit": (Net, plain, {"overfit_batches": 2}, list),
+    "64-true": (Net, lambda: (loader(points(torch.float64)), None), {"precision": "64-true"}, list),
+    "bf16-mixed": (Net, plain, {"precision": "bf16-mixed"}, list),
+}
+
+
+def assert_equals_trunk(branching: CheckpointBranching) -> None:
+    trunk, *children = Steps.runs
+    family = branching.family
+    assert len(children) == len(family.children)
+    for child, prints in zip(family.children, children, strict=True):
+        start = family.forks[child.label].position.batches
+        assert prints == {moment: trunk[moment] for moment in trunk if moment == "end" or moment >= start}
+        assert (child.status, child.reason, child.exact_replay) == ("completed", None, True)
+        assert (child.branch_step or 0) >= (child.k1_step or 0)
+        assert all(child.shared.values())

@@ -1,8 +1,7 @@
 """Under weight averaging the weights themselves are forked, and children average on as the trunk does."""
 
 import copy
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,30 +14,15 @@ from torch import nn
 from lmc_lightning.branching.averaging import average_of
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
-from lmc_lightning.core.glassbox import rng_state
 from tests.branching import runs
-from tests.branching.runs import fit, loader, net, sha
-from tests.branching.test_steps import Steps, assert_equals_trunk
-from tests.callbacks.test_checkpoint_branching import plain
+from tests.branching.runs import Steps, assert_equals_trunk, fit, loader, net, plain, sha
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
     pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch"),
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`"),
     pytest.mark.filterwarnings("ignore:More than half of the captured:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*epoch parameter in `scheduler.step\\(\\)`"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    Steps.runs.clear()
-    before = rng_state()
-    yield
-    torch.set_rng_state(before["torch"])
 
 
 class Averages(Steps):

@@ -1,7 +1,5 @@
 """Callbacks that do something at the start of an epoch do it once in a child that starts there, as in the trunk."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,26 +7,8 @@ import pytest
 import torch
 
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
-from lmc_lightning.core.glassbox import rng_state
 from tests.branching import runs
-from tests.branching.runs import fit, net
-from tests.branching.test_steps import Steps, assert_equals_trunk
-from tests.callbacks.test_checkpoint_branching import plain
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    Steps.runs.clear()
-    before = rng_state()
-    yield
-    torch.set_rng_state(before["torch"])
+from tests.branching.runs import Steps, assert_equals_trunk, fit, net, plain
 
 
 class Intruding(pl.Callback):

@@ -1,33 +1,13 @@
 """Children trained in the middle of the trunk's training, which does not notice."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.core.glassbox import rng_state
 from tests.branching import runs
-from tests.branching.runs import fit, loader, net, sha
-from tests.branching.test_steps import Steps
-from tests.callbacks.test_checkpoint_branching import RUNS, plain, stop_early
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    Steps.runs.clear()
-    before = rng_state()
-    yield
-    torch.set_rng_state(before["torch"])
+from tests.branching.runs import RUNS, Steps, fit, loader, net, plain, sha, stop_early
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,13 @@
 import functools
 import io
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from lmc_lightning.branching.noise import noise_state, reachable, renew_noise, set_noise_state
-from lmc_lightning.core.glassbox import rng_state, set_rng_state
-
-
-@pytest.fixture(autouse=True)
-def _rng() -> Iterator[None]:
-    state = rng_state()
-    yield
-    set_rng_state(state)
 
 
 class Box:

@@ -10,9 +10,6 @@ from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from tests.branching.runs import Net, Plateau, fit, loader, net
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
     pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric val_loss which is not available"),
 ]
 

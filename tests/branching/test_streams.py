@@ -1,9 +1,7 @@
 """Order, augmentation and dropout, each the trunk's or not, with digests as the proof."""
 
 import functools
-from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,28 +11,12 @@ from torch import nn
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.branching.plan import STREAMS, noise_of
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
-from lmc_lightning.core.glassbox import rng_state
 from lmc_lightning.core.random_vectors import derive_seed
 from lmc_lightning.data import DigitsDataModule
 from tests.branching import runs
-from tests.branching.runs import fit, loader, net
-from tests.callbacks.test_checkpoint_branching import plain
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
-]
+from tests.branching.runs import fit, loader, net, plain
 
 MIXED = [dict(zip(STREAMS, choice, strict=True)) for choice in product(("fresh", "same"), repeat=3)][1:-1]
-
-
-@pytest.fixture(autouse=True)
-def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    before = rng_state()
-    yield
-    torch.set_rng_state(before["torch"])
 
 
 class OnImages(runs.Net):

@@ -2,12 +2,10 @@
 
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,24 +17,12 @@ from lmc_lightning.callbacks.sharpness import Sharpness
 from lmc_lightning.core.glassbox import rng_state
 from lmc_lightning.recording import Record
 from tests.branching import runs
-from tests.branching.runs import fit, loader, net, sha
-from tests.callbacks.test_checkpoint_branching import plain
+from tests.branching.runs import fit, loader, net, plain, sha
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
     pytest.mark.filterwarnings("ignore:More than half of the captured .* examples have one label"),
     pytest.mark.filterwarnings("ignore:.*did not converge:UserWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    before = rng_state()
-    yield
-    torch.set_rng_state(before["torch"])
 
 
 def spectrum(**arguments: Any) -> HessianSpectrum:

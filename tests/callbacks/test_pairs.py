@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lmc_lightning.branching.lineage import Family, Node
+from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.nodes import Node
 from lmc_lightning.callbacks.pairs import pairs_of, variant_of
 
 

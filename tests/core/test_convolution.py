@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmc_lightning.core.convolution import lean_layers
+from lmc_lightning.core.convolution import LeanLayers
 from lmc_lightning.core.objective import Objective
 from tests.problems import cross_entropy, normal
 
@@ -38,7 +38,7 @@ def test_derivatives_are_those_of_the_values(case: str) -> None:
     operation, tensors, options = draw(case)
 
     def lean(*arguments: Tensor) -> Tensor:
-        with lean_layers():
+        with LeanLayers():
             return operation(*arguments, **options)
 
     assert torch.autograd.gradcheck(lean, tensors)
@@ -57,7 +57,7 @@ def test_values_have_the_same_bits_and_third_derivatives_agree(case: str) -> Non
         return torch.cat([g.flatten() for g in torch.autograd.grad(value, tensors)])
 
     torch_output = operation(*tensors, **options)
-    with lean_layers():
+    with LeanLayers():
         lean_output = operation(*tensors, **options)
     assert torch.equal(lean_output, torch_output)
     torch.testing.assert_close(third(lean_output), third(torch_output), rtol=1e-10, atol=1e-10)
@@ -70,7 +70,7 @@ def test_modules_without_batch_named_paddings_and_transforms_are_left_to_torch(b
     layer = nn.Conv2d(2, 3, 3, padding="same", bias=bias).double()
     x = normal(2, 5, 5, seed=0)
     expected = layer(x)
-    with lean_layers():
+    with LeanLayers():
         assert torch.equal(layer(x), expected)
         mapped = torch.func.vmap(layer)(x[None])
         _, tangent = torch.func.jvp(layer, (x,), (x,))
@@ -125,7 +125,7 @@ def test_batch_norm_in_eval_mode_has_the_value_and_derivatives_of_torch(shape: l
     pair = [normal(3, seed=3).requires_grad_(), normal(3, seed=4).requires_grad_()] if affine else []
 
     def lean(*tensors: Tensor) -> Tensor:
-        with lean_layers():
+        with LeanLayers():
             return F.batch_norm(tensors[0], mean, variance, *tensors[1:])
 
     torch.testing.assert_close(lean(x, *pair), F.batch_norm(x, mean, variance, *pair), rtol=1e-12, atol=1e-12)
@@ -136,6 +136,6 @@ def test_batch_norm_in_eval_mode_has_the_value_and_derivatives_of_torch(shape: l
 def test_batch_norm_of_batch_statistics_is_left_to_torch() -> None:
     norm, x = nn.BatchNorm1d(3).double(), normal(6, 3, seed=0)
     expected = nn.BatchNorm1d(3).double()(x)
-    with lean_layers():
+    with LeanLayers():
         assert torch.equal(norm(x), expected)
     assert int(norm.num_batches_tracked) == 1

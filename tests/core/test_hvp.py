@@ -26,10 +26,6 @@ def conv_net(**options: Any) -> Objective:
     return Objective(ConvNet(), split(images(), [64, 6]), cross_entropy, **{"chunk_size": 16, **options})
 
 
-def sum_loss(module: nn.Module, batch: Any) -> Tensor:
-    return F.cross_entropy(module(batch[0]), batch[1], reduction="sum")
-
-
 class MLP(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Flatten(), nn.Linear(36, 3), nn.Tanh(), nn.Linear(3, 4))

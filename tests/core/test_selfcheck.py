@@ -16,13 +16,9 @@ from lmc_lightning.core.collective import Collective, InterruptedMeasurementErro
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.selfcheck import SelfCheck, pruned_nodes, self_check, self_check_outputs
 from tests import oracles
-from tests.problems import ConvNet, Vector, images, linear_regression, normal, softmax_regression
+from tests.problems import ConvNet, Vector, cross_entropy, images, linear_regression, normal, softmax_regression
 
 BATCH = (normal(12, 4, seed=1), torch.arange(12) % 3)
-
-
-def cross_entropy(module: nn.Module, batch: Any) -> Tensor:
-    return F.cross_entropy(module(batch[0]), batch[1])
 
 
 def mlp(activation: nn.Module) -> nn.Module:

@@ -9,16 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from lmc_lightning.data import CIFAR10DataModule, MNISTDataModule, VisionDataModule, datamodule, epoch_order
-from tests.data.layouts import write_cifar10_batches, write_mnist
+from tests.data.layouts import write_mnist
 
 PLAIN = {"mean": (0.0,), "std": (1 / 255,)}
-
-
-@pytest.fixture(scope="module")
-def cifar_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cifar")
-    write_cifar10_batches(folder / "cifar-10-batches-py")
-    return folder
 
 
 def make(cifar_dir, **kwargs) -> CIFAR10DataModule:

@@ -9,12 +9,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from lmc_lightning.data import CIFAR10DataModule
-from tests.data.layouts import write_cifar10_batches
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-]
 
 
 class Linear(LightningModule):
@@ -45,13 +39,6 @@ class SeenBatches(Callback):
 
     def on_train_epoch_end(self, trainer, pl_module):
         trainer.save_checkpoint(self.folder / f"epoch_{trainer.current_epoch}.ckpt")
-
-
-@pytest.fixture(scope="module")
-def cifar_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cifar")
-    write_cifar10_batches(folder / "cifar-10-batches-py")
-    return folder
 
 
 def fit(cifar_dir, folder, ckpt_path=None, noise_seed=3, **kwargs) -> dict[int, torch.Tensor]:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from lmc_lightning.landscape.adaptive import FULL_GRID, STARTS, next_points
-from lmc_lightning.landscape.barrier import barrier_between, barriers_between
+from lmc_lightning.landscape.barrier import barrier_between
 from lmc_lightning.landscape.paths import Endpoint
-from tests import problems
 from tests.problems import double_well
 
 
@@ -87,15 +86,3 @@ def test_the_double_well_is_exact_and_cheaper() -> None:
     result = barrier_between(double_well(-1.0).objective(), one, other, num_points="adaptive")["loss"]
     assert (result.barrier, result.midpoint, result.peak_t) == (1, 1, 0.5)
     assert result.num_points <= 9
-
-
-def test_the_total_that_is_told_grows_with_the_grid() -> None:
-    problem = problems.quadratic(problems.with_spectrum([-3.0, 1.0]))
-    seen: list[tuple[int, int]] = []
-    ends = (Endpoint(torch.tensor(t, dtype=torch.float64)) for t in ([-1.0, 0.5], [1.0, 0.2]))
-    found = barriers_between(
-        {"": problem.objective()}, *ends, num_points="adaptive", progress=lambda *told: seen.append(told)
-    )
-    assert [done for done, _ in seen] == list(range(1, found[""]["loss"].num_points + 1))
-    assert seen[4] == (5, 5)
-    assert seen[-1][0] == seen[-1][1]

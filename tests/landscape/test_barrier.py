@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, barrier, barrier_between, barriers_between
+from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, barrier, barrier_between, barriers_on, line_profiles
 from lmc_lightning.landscape.paths import Endpoint, endpoint_of, uniform_ts
 from lmc_lightning.landscape.profiles import Curve, Profile
+from lmc_lightning.landscape.states import StateEvaluator
 from tests import problems
 from tests.problems import cross_entropy, double_well, generator, normal, split
 
@@ -338,7 +339,8 @@ def test_a_loss_that_overflows_is_flagged_and_raises_nothing() -> None:
 def test_splits_and_metrics_are_those_asked_for() -> None:
     objective, end_b = pair(batch_norm=False)
     end_a = endpoint_of(objective)
-    by_split = barriers_between({"train": objective, "val": objective}, end_a, end_b, num_points=3, metrics=["error"])
+    states = StateEvaluator({"train": objective, "val": objective})
+    by_split = barriers_on(line_profiles(states, end_a, end_b, num_points=3), ["error"])
     assert [(s, m, r.split, r.metric) for s, rs in by_split.items() for m, r in rs.items()] == [
         ("train", "error", "train", "error"),
         ("val", "error", "val", "error"),

@@ -4,19 +4,12 @@ from torch import Tensor
 
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.blocks import BlockSpectrum, block_spectra, tensor_blocks
-from tests import oracles, problems
+from tests import problems
 from tests.problems import ConvNet, cross_entropy, generator, images, split
 
 
 def conv_net(chunk_size: int = 35) -> Objective:
     return Objective(ConvNet(), split(images(), [64, 6]), cross_entropy, chunk_size=chunk_size)
-
-
-@pytest.fixture(scope="module")
-def hessian() -> Tensor:
-    module, batches = ConvNet(), split(images(), [64, 6])
-    loss = oracles.mean_loss(module, batches, cross_entropy, [64.0, 6.0])
-    return oracles.dense_hessian(loss, oracles.flat_parameters(module))
 
 
 def measured(objective: Objective, blocks: dict[str, tuple[int, ...]], num_steps: int) -> list[BlockSpectrum]:

@@ -27,13 +27,6 @@ def conv_net(dtype: torch.dtype = torch.float64, chunk_size: int = 35) -> Object
     return Objective(ConvNet(dtype), split(images(dtype=dtype), [64, 6]), cross_entropy, chunk_size=chunk_size)
 
 
-@pytest.fixture(scope="module")
-def hessian() -> Tensor:
-    module, batches = ConvNet(), split(images(), [64, 6])
-    loss = oracles.mean_loss(module, batches, cross_entropy, [64.0, 6.0])
-    return oracles.dense_hessian(loss, oracles.flat_parameters(module))
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_conv_net_against_its_dense_hessian_in_float64(hessian: Tensor, dtype: torch.dtype) -> None:
     exact = torch.linalg.eigvalsh(hessian).flip(0)

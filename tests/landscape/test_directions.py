@@ -235,9 +235,9 @@ def test_equal_states_span_nothing() -> None:
 
 def test_columns_become_directions_as_they_are() -> None:
     columns = normal(20, 2, seed=1)
-    found = given_directions(columns, ("PC 1", "PC 2"), "principal axes")
+    found = given_directions(columns)
     assert torch.equal(found.vectors, columns.T)
-    assert found.labels == ("PC 1", "PC 2")
+    assert found.labels == ("direction 1", "direction 2")
     assert torch.equal(given_directions(columns[:, 0]).vectors, columns[:, :1].T)
 
 

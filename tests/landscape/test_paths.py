@@ -11,12 +11,13 @@ from lmc_lightning.core.params import ParameterLayout
 from lmc_lightning.landscape.barrier import line_profiles
 from lmc_lightning.landscape.paths import (
     Endpoint,
+    Path,
     checked_ts,
     endpoint_of,
     linear_path,
     uniform_ts,
 )
-from lmc_lightning.landscape.profiles import loss_profile, loss_profiles
+from lmc_lightning.landscape.profiles import Profile, profiles_along
 from lmc_lightning.landscape.states import StateEvaluator
 
 
@@ -153,6 +154,10 @@ def test_tied_parameters_are_found_under_any_of_their_names() -> None:
         endpoint_of(objective, Tied(1, tied=False).state_dict())
 
 
+def loss_profile(objective: Objective, path: Path, ts: Any = None, **statistics: Any) -> Profile:
+    return profiles_along(StateEvaluator({"": objective}, **statistics), path, ts)[""]
+
+
 @pytest.mark.parametrize("policy", ["interpolate", "endpoint"])
 def test_endpoints_reproduce_their_own_metrics_bit_for_bit(policy: str) -> None:
     objective, other = objective_of(0), objective_of(1)
@@ -211,13 +216,12 @@ def test_examples_that_do_not_count_are_no_samples() -> None:
     assert curve.samples.shape == (25, 6)
 
 
-def test_splits_share_the_path_and_progress_is_told() -> None:
-    module, seen = network(0), []
+def test_splits_share_the_path() -> None:
+    module = network(0)
     objectives = {"train": Objective(module, [data(40)], classify), "val": Objective(module, [data(30)], classify)}
     start = endpoint_of(objectives["train"])
     path = linear_path(start, Endpoint(start.theta + 1, start.buffers))
-    profiles = loss_profiles(objectives, path, [0.0, 0.2, 1.0], progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    profiles = profiles_along(StateEvaluator(objectives), path, [0.0, 0.2, 1.0])
     assert [(p.split, len(p.losses)) for p in profiles.values()] == [("train", 3), ("val", 3)]
     for split, objective in objectives.items():
         assert torch.equal(profiles[split].losses, loss_profile(objective, path, [0.0, 0.2, 1.0]).losses)
@@ -286,7 +290,7 @@ def test_paths_share_their_ends(policy: str, ends: int) -> None:
         line_profiles(states, trunk, child, num_points=5)
     line_profiles(states, *children, num_points=5)
     assert objective.passes == 3 * 3 + ends
-    own = loss_profiles({"": objective}, states.line(trunk, children[0]), [0, 0.5, 1], batch_stats="interpolate")[""]
+    own = loss_profile(objective, states.line(trunk, children[0]), [0, 0.5, 1], batch_stats="interpolate")
     assert own.curves["loss"].own_ends == tuple(states.own(e)[""].evaluation.loss for e in (trunk, children[0]))
 
 

@@ -313,7 +313,7 @@ def test_a_file_of_another_surface_is_refused(change: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("ys", [None, YS])
 def test_arrays_hold_everything_without_pickles(ys: Tensor | None, tmp_path: Path) -> None:
-    directions = given_directions(normal(4, 1 if ys is None else 2, seed=5), description="α")
+    directions = given_directions(normal(4, 1 if ys is None else 2, seed=5))
     found = surface(quadratic(with_spectrum([1.0, 2.0, 3.0, 4.0])).objective(), directions, XS, ys, split="val")
     np.savez(tmp_path / "s.npz", **found.to_arrays())  # type: ignore[arg-type]
     assert_same(load_surface(tmp_path / "s.npz"), found)
