@@ -42,7 +42,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!lmc_lightning\.).*"),  # other packages: linking to them would need the network
     ("py:.*", r"lmc_lightning\.(callbacks|data)\..*"),  # what is not public there has no page
-    ("myst", r"\.\./.*"),  # folders of the repository; a test looks whether they are there
+    ("myst", r"\.\./.*|RESULTS\.md"),  # parts of the repository; a test looks whether they are there
 ]
 
 _MODULES = re.compile(r"^<!-- modules of (\S+) -->$", re.MULTILINE)
@@ -57,6 +57,13 @@ def _sections(package: str) -> list[str]:
     found = import_module(package)
     names = [m.name for m in pkgutil.iter_modules(found.__path__) if not m.name.startswith("_")]
     return [f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {package}.{name}\n   :members:\n```\n" for name in names]
+
+
+def escape_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings write abs values as |λ|, which reStructuredText takes for something else."""
+    for index, line in enumerate(lines):
+        parts = line.split("``")
+        lines[index] = "``".join(p if i % 2 else p.replace("|", r"\|") for i, p in enumerate(parts))
 
 
 def skip_foreign(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
@@ -78,5 +85,6 @@ def find_short_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("source-read", list_modules)
+    app.connect("autodoc-process-docstring", escape_bars)
     app.connect("autodoc-skip-member", skip_foreign)
     app.connect("missing-reference", find_short_name)

@@ -138,7 +138,7 @@ def of_the_gallery(names: dict[str, Any]) -> dict[str, Any]:
         "WeightTrajectory": capped(lmc_lightning.WeightTrajectory, loss_points=3),
         "VolumeSettings": capped(lmc_lightning.VolumeSettings, num_directions=4),
         "CurveTraining": capped(lmc_lightning.CurveTraining, num_epochs=1),
-        "animate": capped(lmc_lightning.animate, num_frames=2),
+        "animate": capped(lmc_lightning.animate, turning_frames=2),
     }
     plots = {
         name: plot
@@ -154,7 +154,7 @@ def of_the_gallery(names: dict[str, Any]) -> dict[str, Any]:
         **families,
         "Trainer": pl.Trainer,
         "METHODS": METHODS,
-        "folders": {folder / "lmc" / "trajectory": name for name, folder in folders.items()},
+        "folders": {name: folder / "lmc" / "trajectory" for name, folder in folders.items()},
         "data": loader(),
         "dataloader": loader(),
         "loaders": {"train": loader(), "val": loader(16)},
