@@ -20,9 +20,9 @@ types: .venv/.test
 unit: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# The documentation as a site, docs/_build/index.html, without a single warning.
+# The documentation as a site, docs/_build/html/index.html, without a single warning.
 docs: .venv/.docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 # The wheel in an environment of its own: is everything in it that the demo needs?
 wheel-test: .venv/.package
