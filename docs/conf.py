@@ -3,8 +3,7 @@
 import inspect
 import pkgutil
 import re
-from importlib import import_module
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Any
 
 import lmc_lightning
@@ -61,18 +60,20 @@ def _sections(package: str) -> list[str]:
     return [f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {package}.{name}\n   :members:\n```\n" for name in names]
 
 
-def escape_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def prepare(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings write abs values as |λ|, which reStructuredText takes for something else."""
     for index, line in enumerate(lines):
         parts = line.split("``")
         lines[index] = "``".join(p if i % 2 else p.replace("|", r"\|") for i, p in enumerate(parts))
+    if what == "attribute":
+        lines.insert(0, "")  # or napoleon takes what is before a colon for a type
 
 
 def skip_foreign(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """Functions of other packages, and functions that are defaults of attributes, are no members."""
     module = getattr(obj, "__module__", None) or "lmc_lightning"
     is_default = what == "class" and inspect.isfunction(obj) and "." not in obj.__qualname__
-    return True if is_default or not module.startswith("lmc_lightning") and inspect.isroutine(obj) else None
+    return True if is_default or (not module.startswith("lmc_lightning") and inspect.isroutine(obj)) else None
 
 
 def find_short_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
@@ -87,6 +88,6 @@ def find_short_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("source-read", list_modules)
-    app.connect("autodoc-process-docstring", escape_bars)
+    app.connect("autodoc-process-docstring", prepare, priority=400)
     app.connect("autodoc-skip-member", skip_foreign)
     app.connect("missing-reference", find_short_name)

@@ -56,7 +56,9 @@ def test_the_code_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert not names["agreement"].failures
 
 
-@pytest.mark.parametrize("page", [page for page in pages() if any(b.language == "yaml" for b in blocks(page))], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [page for page in pages() if any(b.language == "yaml" for b in blocks(page))], ids=name_of
+)
 def test_studies_of_a_page_can_be_read(page: Path, tmp_path: Path) -> None:
     for block in blocks(page):
         if block.language == "yaml":

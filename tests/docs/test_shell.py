@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,9 +66,8 @@ def python(arguments: list[str]) -> None:
         pip(arguments[2:])
     elif arguments[:2] == ["-m", "lmc_lightning.branching"]:
         ours(["branch", *arguments[2:]])
-    elif arguments[:2] == ["-m", "pytest"]:
-        config = (ROOT / "pyproject.toml").read_text()
-        assert all(f'"{mark}:' in config for flag, mark in zip(arguments, arguments[1:], strict=False) if flag == "-m" and mark != "pytest")
+    elif arguments[:3] == ["-m", "pytest", "-m"]:
+        assert f'"{arguments[3]}:' in (ROOT / "pyproject.toml").read_text()
     else:
         named = arguments[1] if arguments[0] == "-m" else arguments[0]
         path = ROOT / (named.replace(".", "/") if arguments[0] == "-m" else named)
@@ -82,7 +80,8 @@ def python(arguments: list[str]) -> None:
 def pip(arguments: list[str]) -> None:
     """Extras and files of requirements that exist."""
     assert arguments[0] == "install"
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    config = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
+    extras = re.findall(r"^(\w+) = \[", config.split("\n[")[0], flags=re.MULTILINE)
     for word in arguments[1:]:
         wanted = re.fullmatch(r"(?:lmc-lightning|\.)\[([\w,]+)\]", word)
         assert wanted is None or set(wanted[1].split(",")) <= set(extras)
