@@ -38,7 +38,7 @@ def _arrays_of(artist: Artist) -> Iterator[tuple[str, np.ndarray]]:
     if isinstance(artist, Line2D):
         yield "line", _plain(artist.get_xydata())
     elif isinstance(artist, (AxesImage, QuadMesh)):
-        yield "map", _plain(artist.get_array())
+        yield "map", _plain(artist.get_array()).astype(np.float32)  # pictures of examples are the bulk of it
     elif isinstance(artist, PathCollection):
         yield "points", _plain(artist.get_offsets())
         if artist.get_array() is not None:
