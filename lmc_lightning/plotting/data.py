@@ -25,8 +25,9 @@ def figure_data(figure: Figure) -> dict[str, np.ndarray]:
         for artist in ax.get_children():
             for kind, values in _arrays_of(artist):
                 label = str(artist.get_label()).replace("/", "_")
-                name = place + (kind if not label or label.startswith("_") else label)
-                found[_free(name, found)] = values
+                of_label = f"{label}_colors" if kind == "colors" else label
+                name = kind if not label or label.startswith("_") else of_label
+                found[_free(place + name, found)] = values
         bars = [p.get_bbox().bounds for p in ax.patches if isinstance(p, Rectangle)]
         if bars:
             found[f"{place}bars"] = np.array(bars)

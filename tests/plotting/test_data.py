@@ -23,7 +23,7 @@ def test_everything_that_is_drawn_can_be_read_off() -> None:
     for name, factor in (("loss", 1), ("loss_2", 2), ("line", 3)):
         np.testing.assert_array_equal(found[f"axes_0/{name}"], np.stack([x, factor * y], 1))
     np.testing.assert_array_equal(found["axes_0/a_b"], np.stack([x, x + 1], 1))
-    np.testing.assert_array_equal(found["axes_0/colors"], x)
+    np.testing.assert_array_equal(found["axes_0/a_b_colors"], x)
     assert {tuple(row) for row in found["axes_0/outline"]} >= {(0.0, 2.0), (0.0, 4.0), (2.0, 4.0), (2.0, 6.0)}
     assert found["axes_0/text"].tolist() == ["A title", "step", ""]
     np.testing.assert_array_equal(found["axes_1/bars"], [[0.75, 0, 0.5, 3], [1.75, 0, 0.5, 4]])
