@@ -244,7 +244,9 @@ class Recorder:
     def save(self) -> None:
         """Write all records to ``<directory>/<file_name>``; a full disk is remembered, never raised."""
         if self.path is not None:
-            lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self.records)
+            lines = "".join(
+                json.dumps(asdict(r), ensure_ascii=False, separators=(",", ":")) + "\n" for r in self.records
+            )
             self._write(self.path, lines.encode())
 
     def _keep(self, save: Callable[[Path, Any, str, int], None], what: Any, key: str, step: int) -> None:

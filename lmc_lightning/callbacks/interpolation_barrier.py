@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lmc_lightning.branching.lineage import Family
-from lmc_lightning.callbacks.barrier_charts import barrier_charts
+from lmc_lightning.callbacks.barrier_charts import barrier_charts, extra_charts, quantities_of
 from lmc_lightning.callbacks.comparison import ALIGNED, EXTRAS, Comparison, Extra, NamedMetrics, Pairing
 from lmc_lightning.callbacks.family_figures import Figures, family_figures
 from lmc_lightning.callbacks.guards import check_choice, check_listed
@@ -159,7 +159,9 @@ class InterpolationBarrier(PairMeasurement):
 
     def charts(self) -> list[Chart]:
         """All branch points in one chart for each split and metric."""
-        return barrier_charts(self.tag, self.splits, self.metrics, self.definitions)
+        quantities = quantities_of(self.splits, self.metrics)
+        barriers = barrier_charts(self.tag, quantities, self.definitions)
+        return [*barriers, *extra_charts(self.tag, quantities, self.splits, self.extras)]
 
     def _figures(self, family: Family) -> Figures:
         records = self.results if "figures" in self.extras else None

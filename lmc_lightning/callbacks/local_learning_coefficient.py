@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.landscape.llc import Langevin, LearningCoefficient, local_learning_coefficient
+from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.plotting.llc import plot_chains
 from lmc_lightning.plotting.style import figure_of
 from lmc_lightning.recording import Measurement, Quantity
@@ -65,6 +66,13 @@ class LocalLearningCoefficient(MeasurementCallback):
             evidence={"num_matvecs": 0, "num_gradients": found.num_gradients},
             figures={self.key("chains"): partial(_draw, found, visit.epoch)},
         )
+
+    def charts(self) -> list[Chart | Band]:
+        """The coefficient with its error, and how far the chains agree."""
+        return [
+            Band("local learning coefficient", self.key("llc")),
+            Chart("agreement of the chains, near 1", (self.tag("r_hat"),)),
+        ]
 
 
 def _draw(found: LearningCoefficient, epoch: int) -> "Figure":

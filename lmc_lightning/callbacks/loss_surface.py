@@ -16,6 +16,7 @@ from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.batchnorm import has_batch_norm
 from lmc_lightning.landscape.directions import Directions, Kind, directions_around
 from lmc_lightning.landscape.slices import NUM_POINTS, Surface, centred_grid, surface
+from lmc_lightning.loggers import Chart
 from lmc_lightning.recording import Measurement, Quantity
 
 NUM_EXAMPLES = 512
@@ -118,6 +119,11 @@ class LossSurface(MeasurementCallback):
             arrays={self.key("surface"): found.to_arrays()},
             meshes={self.key("mesh"): surface_mesh(found)} if self.mesh == "all" and self.dimensions == 2 else {},
         )
+
+    def charts(self) -> list[Chart]:
+        """How the loss rises over the slice, and how it bends along its directions."""
+        rises = Chart("rise of the loss over the slice", (self.tag("(mean|max|min)_rise"),))
+        return [rises, Chart("curvature along the directions", (self.tag("curvature_[12]"),))]
 
     def _quantities(self, found: Surface) -> Iterator[Quantity]:
         rises = found.rises

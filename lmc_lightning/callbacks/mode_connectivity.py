@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lmc_lightning.branching.lineage import Family
+from lmc_lightning.callbacks.barrier_charts import curve_charts, quantities_of
 from lmc_lightning.callbacks.comparison import NamedMetrics, Pairing
 from lmc_lightning.callbacks.curve_comparison import CurveComparison, CurvePairing
 from lmc_lightning.callbacks.family_figures import Figures
@@ -19,6 +20,7 @@ from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, NumPoints
 from lmc_lightning.landscape.curves import CurveTraining
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats
+from lmc_lightning.loggers import Chart
 from lmc_lightning.plotting.curves import plot_paths
 from lmc_lightning.plotting.style import figure_of
 from lmc_lightning.recording import Measurement
@@ -141,6 +143,10 @@ class ModeConnectivity(PairMeasurement):
         assert isinstance(pairing, CurvePairing)
         self._lines |= {(f"{self.key(name)}/{label}", step): line for name, line in pairing.lines.items()}
         return super()._result(pairing, label, step)
+
+    def charts(self) -> list[Chart]:
+        """All branch points in one chart for each split and metric."""
+        return list(curve_charts(self.tag, quantities_of(self.splits, self.metrics), self.definitions))
 
     def _figures(self, family: Family) -> Figures:
         last = {key: max(step for other, step in self.barriers if other == key) for key, _ in self.barriers}

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -14,6 +14,21 @@ from lmc_lightning.loggers import Band, Chart, Layout, log_layout, log_text
 from lmc_lightning.recording import Record, Recorder
 
 FILE, TAG = "report.md", "report/measured"
+
+
+@runtime_checkable
+class HasCharts(Protocol):
+    """A callback whose numbers belong in charts."""
+
+    kind: str
+    name: str | None
+
+    @property
+    def logged(self) -> set[str]:
+        """Keys of all numbers so far."""
+
+    def charts(self) -> Sequence[Chart | Band]:
+        """Which of them belong together."""
 
 
 class Reporting(Callback):
@@ -30,6 +45,11 @@ class Reporting(Callback):
         return self._recorder.records
 
     @property
+    def logged(self) -> set[str]:
+        """Keys of all numbers so far."""
+        return {r.name for r in self.results if r.is_measured}
+
+    @property
     def drawn(self) -> set[str]:
         """Keys of all pictures so far, of histograms, surfaces and point clouds."""
         return self._recorder.drawn
@@ -38,22 +58,27 @@ class Reporting(Callback):
         """What TensorBoard's tab of custom scalars shows of this callback; of the keys of bands it gets the ends."""
         return ()
 
-    def tag(self, quantity: str) -> str:
-        """The keys of a regular expression of quantities, for a :class:`~lmc_lightning.loggers.Chart`."""
-        return f"{self.kind}/{quantity}" + (f"/{re.escape(self.name)}" if self.name else "")
+    def tag(self, quantity: str, family: str | None = None) -> str:
+        """The keys of a regular expression of quantities, for a :class:`~lmc_lightning.loggers.Chart`.
+
+        Args:
+            quantity: what they have after their first segment.
+            family: the first segment, where it is not the callback's own.
+        """
+        return f"{family or self.kind}/{quantity}" + (f"/{re.escape(self.name)}" if self.name else "")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Say which numbers belong together."""
         self._recorder.banded = frozenset(chart.key for chart in self.charts() if isinstance(chart, Band))
         if self is _reporting(trainer)[0]:
-            _show_layout(trainer, layout_of(_reporting(trainer)))
+            _show_layout(trainer, layout_of(trainer.callbacks))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Tell what was measured, when children have been compared too."""
         ours = _reporting(trainer) if stage == "fit" else [None]
         if self is not ours[0] or trainer.fast_dev_run or not trainer.is_global_zero:
             return
-        complete, found = layout_of(ours), layout_of(ours, measured=True)
+        complete, found = layout_of(trainer.callbacks), layout_of(trainer.callbacks, measured=True)
         if found != complete:
             _show_layout(trainer, found)
         try:
@@ -68,12 +93,11 @@ class Reporting(Callback):
             rank_zero_warn(f"The report of the run cannot be shown: {type(error).__name__}: {error}")
 
 
-def layout_of(callbacks: Iterable[Reporting], *, measured: bool = False) -> Layout:
-    """The charts of all callbacks under their kinds; with ``measured``, only those that have something to show."""
+def layout_of(callbacks: Iterable[Any], *, measured: bool = False) -> Layout:
+    """The charts of all callbacks that have some, under their kinds; with ``measured``, only those with numbers."""
     layout: dict[str, list[Chart | Band]] = {}
-    for callback in callbacks:
-        names = {r.name for r in callback.results if r.is_measured}
-        charts = [chart for chart in callback.charts() if not measured or _has(chart, names)]
+    for callback in (c for c in callbacks if isinstance(c, HasCharts)):
+        charts = [chart for chart in callback.charts() if not measured or _has(chart, callback.logged)]
         title = f"{{}} ({callback.name})" if callback.name else "{}"
         layout.setdefault(callback.kind, []).extend(replace(c, title=title.format(c.title)) for c in charts)
     return layout

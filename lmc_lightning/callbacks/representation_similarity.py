@@ -1,5 +1,6 @@
 """Similarity of representations between a run and its children, its start, its last visit or a checkpoint."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +26,7 @@ from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.layer_outputs import mixed_up, representations
 from lmc_lightning.landscape.paths import Endpoint, endpoint_of
 from lmc_lightning.landscape.similarity import Representation, Similarity, similarity
+from lmc_lightning.loggers import Chart
 from lmc_lightning.plotting.similarity import plot_similarity
 from lmc_lightning.plotting.style import figure_of
 from lmc_lightning.recording import Measurement, Quantity
@@ -211,6 +213,12 @@ class RepresentationSimilarity(MeasurementCallback):
             figures={picture: partial(_drawn, found, names, caption)},
             arrays={picture: {**arrays, "layers_a": _text(found.layers_a), "layers_b": _text(found.layers_b)}},
         )
+
+    def charts(self) -> list[Chart]:
+        """The means of all pairs in one chart, and the layers in another."""
+        known = sorted({re.escape(key) for key, _ in self.similarities}) or [f"{self.tag('cka')}/[^/]+"]
+        layers = f"(?!({'|'.join(known)})$){self.tag('cka')}/.*"
+        return [Chart("CKA, mean over layers", tuple(known)), Chart("CKA of single layers", (layers,))]
 
     def state_dict(self) -> dict[str, Any]:
         """The records, and the weights that later visits are compared with."""

@@ -21,6 +21,7 @@ from lmc_lightning.core.params import ParameterLayout, parameter_layout
 from lmc_lightning.core.shadow import LOW_PRECISION
 from lmc_lightning.landscape.sketch import count_sketch
 from lmc_lightning.landscape.trajectory import Components, PlaneLosses, Trajectory, pca_plane, plane_losses
+from lmc_lightning.loggers import Chart
 from lmc_lightning.recording import Measurement, Quantity
 from lmc_lightning.schedule import Schedule
 
@@ -177,6 +178,15 @@ class WeightTrajectory(MeasurementCallback):
         start = self.snapshots.walk.strides[0].step
         evidence = {"num_snapshots": number, "start_step": start, "dimension": self.dimension, **NO_DERIVATIVES}
         return Measurement(quantities, evidence=evidence)
+
+    def charts(self) -> list[Chart]:
+        """Way and distance together, and the steps."""
+        return [
+            Chart("length of the way, and distance from the start", (self.tag("(path_length|distance_from_start)"),)),
+            Chart("length of a step", (self.tag("step_length"),)),
+            Chart("cosine of a step with the last one", (self.tag("step_cosine"),)),
+            Chart("norm of the weights", (self.tag("norm"),)),
+        ]
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
