@@ -81,8 +81,8 @@ class HessianSpectrum(MeasurementCallback):
     ======================================  =========================================================================
 
     The table also has layer masses and numbers of blocks of all tensors and blocks; the nodes and weights of their
-    densities are in ``<log_dir>/lmc/arrays/hessian_block_density_<step>.npz``. With another ``operator``, its name takes
-    the place of ``hessian`` in the keys, and what concerns negative eigenvalues and stability is left out.
+    densities are in ``<log_dir>/lmc/arrays/hessian_block_density_<step>.npz``. With another ``operator``, its name
+    takes the place of ``hessian`` in the keys, and what concerns negative eigenvalues and stability is left out.
 
     Sources: Ghorbani et al. (arXiv 1901.10159) for the density, Cohen et al. (arXiv 2103.00065) for the threshold,
     Gur-Ari et al. (arXiv 1812.04754) for the gradient in the top subspace.

@@ -10,8 +10,19 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lmc_lightning.callbacks.run_report import run_report
 from lmc_lightning.core.files import write_atomic
-from lmc_lightning.loggers import Band, Chart, Layout, log_layout, log_text
+from lmc_lightning.loggers import Band, Chart, Layout, log_hparams, log_layout, log_text
 from lmc_lightning.recording import Record, Recorder
+
+HEADLINES = (
+    "hessian/lambda_max",
+    "hessian/trace",
+    "hessian/stability",
+    "sharpness/worst_case",
+    "sharpness/gradient_norm",
+    "trajectory/distance_from_start",
+    "llc/llc",
+)
+"""Numbers that stand beside the hyper-parameters of a run. All would be a column each, too many to look at."""
 
 FILE, TAG = "report.md", "report/measured"
 
@@ -85,8 +96,11 @@ class Reporting(Callback):
             text = run_report(ours)
             if self._recorder.directory is not None:
                 write_atomic(self._recorder.directory / FILE, lambda file: file.write(text.encode()))
+            logged = {key for callback in ours for key in callback.logged}
+            metrics = [*sorted(trainer.logged_metrics), *(key for key in HEADLINES if key in logged)]
             for logger in trainer.loggers:
                 log_text(logger, TAG, text, self._step)
+                log_hparams(logger, metrics)
         except OSError as error:  # the recorders have warned of a full disk
             rank_zero_info(f"The report of the run cannot be written: {error}")
         except Exception as error:  # a logger out of network, after a run that has succeeded
