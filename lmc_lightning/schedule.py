@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Axis: TypeAlias = Literal["epoch", "step"]
 
@@ -48,7 +48,7 @@ class Schedule:
             return cls()
         name, value = next(iter(given.items()))
         axis: Axis = "epoch" if "epoch" in name else "step"
-        if isinstance(value, Iterable):
+        if not name.startswith("every"):
             return cls(axis, every=None, points=_points(name, value))
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"Expected {name} to be an integer of at least 1, got {value!r}.")
@@ -65,7 +65,10 @@ class Schedule:
         return [count for count in range(last + 1) if self.is_due(self.axis, count)]
 
 
-def _points(name: str, values: Iterable[int]) -> frozenset[int]:
+def _points(name: str, values: Any) -> frozenset[int]:
+    if not isinstance(values, Iterable):
+        every = f"every_n_{name.replace('steps', 'train_steps')}"
+        raise ValueError(f"Expected {name} to list integers, got {values!r}. Pass {name}=[{values!r}], or {every}=.")
     points = list(values)
     wrong = [p for p in points if isinstance(p, bool) or not isinstance(p, int) or p < 0]
     if wrong or not points:
