@@ -120,7 +120,7 @@ class Record:
     value: float | None
     stderr: float | None = None
     unit: str = ""
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict, repr=False)
     status: Status = "ok"
     log: Shown = "all"
 

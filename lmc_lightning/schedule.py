@@ -54,6 +54,13 @@ class Schedule:
             raise ValueError(f"Expected {name} to be an integer of at least 1, got {value!r}.")
         return cls(axis, every=value)
 
+    @property
+    def argument(self) -> str:
+        """How a callback is asked for it."""
+        if self.every is None:
+            return f"{self.axis}s={sorted(self.points)}"
+        return f"every_n_{'epochs' if self.axis == 'epoch' else 'train_steps'}={self.every}"
+
     def is_due(self, axis: Axis, count: int) -> bool:
         """Whether the state after ``count`` epochs or steps is to be measured."""
         if axis != self.axis:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.second_order import SecondOrder
 from lmc_lightning.callbacks.spectrum_attribution import attribute
 from lmc_lightning.callbacks.spectrum_figures import draw_block_densities, draw_density
@@ -134,7 +135,7 @@ class HessianSpectrum(MeasurementCallback):
         memory_budget: int | None = None,
         block_size: int | None = None,
         chunk_size: int | None = None,
-        **common: Any,
+        **common: Unpack[Common],
     ) -> None:
         check_choices(operator, trace, blocks)
         self.kind = operator

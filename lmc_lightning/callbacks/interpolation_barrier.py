@@ -8,6 +8,7 @@ from torch import nn
 
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.barrier_charts import barrier_charts, extra_charts, quantities_of
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.comparison import ALIGNED, EXTRAS, Comparison, Extra, NamedMetrics, Pairing
 from lmc_lightning.callbacks.family_figures import Figures, family_figures
 from lmc_lightning.callbacks.guards import check_choice, check_listed
@@ -109,7 +110,7 @@ class InterpolationBarrier(PairMeasurement):
         batch_stats: BatchStats | None = None,
         align: Method | None = None,
         extras: Sequence[Extra] = (),
-        **common: Any,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(
             num_points=num_points,

@@ -2,9 +2,10 @@
 
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.landscape.llc import Langevin, LearningCoefficient, local_learning_coefficient
 from lmc_lightning.loggers import Band, Chart
@@ -37,7 +38,7 @@ class LocalLearningCoefficient(MeasurementCallback):
     kind = "llc"
     advice = "Chains wander, disagree or diverge: see flags. Take smaller steps, more of them, or a larger gamma."
 
-    def __init__(self, sampling: Langevin | None = None, **common: Any) -> None:
+    def __init__(self, sampling: Langevin | None = None, **common: Unpack[Common]) -> None:
         super().__init__(**common)
         self.sampling = sampling or Langevin(seed=self.seed)
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.common import CommonButExamples, Unpack
 from lmc_lightning.callbacks.guards import check_choice
 from lmc_lightning.callbacks.pairwise import STATISTICS_EXAMPLES
 from lmc_lightning.callbacks.second_order import SecondOrder
@@ -78,7 +79,7 @@ class LossSurface(MeasurementCallback):
         batch_stats: Literal["endpoint", "recompute"] | None = None,
         mesh: Literal["last", "all", "none"] = "last",
         num_examples: int | None = NUM_EXAMPLES,
-        **common: Any,
+        **common: Unpack[CommonButExamples],
     ) -> None:
         super().__init__(num_examples=num_examples, **common)
         check_surface(directions, dimensions, batch_stats)

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.landscape.volume import minimum_volumes
 from lmc_lightning.landscape.volume_result import Coordinates, Threshold, Volume, VolumeMetric, VolumeSettings
@@ -70,7 +71,7 @@ class MinimaVolume(MeasurementCallback):
         num_directions: int = 100,
         r_max: float = 100.0,
         rtol: float = 1e-3,
-        **common: Any,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
         self.settings = VolumeSettings(

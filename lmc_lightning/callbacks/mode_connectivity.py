@@ -8,6 +8,7 @@ from torch import nn
 
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.barrier_charts import curve_charts, quantities_of
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.comparison import NamedMetrics, Pairing
 from lmc_lightning.callbacks.curve_comparison import CurveComparison, CurvePairing
 from lmc_lightning.callbacks.family_figures import Figures
@@ -94,7 +95,7 @@ class ModeConnectivity(PairMeasurement):
         metrics: NamedMetrics | None = None,
         definitions: Sequence[str] = ("barrier",),
         batch_stats: BatchStats | None = None,
-        **common: Any,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(
             num_points=num_points,

@@ -14,6 +14,7 @@ from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge import LogRecorder, collective_of
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.comparison import (
     Comparison,
     Extra,
@@ -69,7 +70,7 @@ class PairMeasurement(MeasurementCallback):
         metrics: NamedMetrics | None,
         definitions: Sequence[str],
         batch_stats: BatchStats | None,
-        **common: Any,
+        **common: Unpack[Common],
     ) -> None:
         self.splits = tuple(splits) if common.get("probe_dataloader") is None else ("train",)
         super().__init__(**common)

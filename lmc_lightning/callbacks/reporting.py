@@ -11,7 +11,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lmc_lightning.callbacks.run_report import run_report
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.loggers import Band, Chart, Layout, log_hparams, log_layout, log_text
-from lmc_lightning.recording import Record, Recorder
+from lmc_lightning.recording import NOT_MADE, Record, Recorder
+from lmc_lightning.schedule import Schedule
 
 HEADLINES = (
     "hessian/lambda_max",
@@ -47,8 +48,17 @@ class Reporting(Callback):
 
     kind: str
     name: str | None
+    schedule: Schedule
+    num_examples: int | None
     _recorder: Recorder
     _step: int
+
+    def __repr__(self) -> str:
+        named = f"num_examples={self.num_examples}" + (f", name={self.name!r}" if self.name else "")
+        visits = len({r.step for r in self.results if r.is_measured})
+        lost = ((status, sum(r.status == status for r in self.results)) for status in NOT_MADE)
+        counts = [f"{visits} visit{'s' * (visits != 1)}", *(f"{count} {status}" for status, count in lost if count)]
+        return f"{type(self).__name__}({self.schedule.argument}, {named}): {', '.join(counts)}"
 
     @property
     def results(self) -> list[Record]:

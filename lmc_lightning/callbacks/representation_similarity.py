@@ -16,6 +16,7 @@ from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge import StepBatch
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
+from lmc_lightning.callbacks.common import CommonButExamples, Unpack
 from lmc_lightning.callbacks.guards import check_choice, check_listed
 from lmc_lightning.callbacks.memory import Meter
 from lmc_lightning.callbacks.pairs import PAIR_KINDS, Pair, PairKind, pairs_of
@@ -85,7 +86,7 @@ class RepresentationSimilarity(MeasurementCallback):
         layers: Sequence[str] | None = None,
         inputs: Inputs = "data",
         num_examples: int | None = NUM_EXAMPLES,
-        **common: Any,
+        **common: Unpack[CommonButExamples],
     ) -> None:
         super().__init__(num_examples=num_examples, **common)
         check_listed("pairs", pairs, PAIR_KINDS)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.last_step import LastSteps
 from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.core.objective import Objective
@@ -122,7 +123,7 @@ class Sharpness(MeasurementCallback):
         direction: Direction = "gradient",
         eta_max: float | None = None,
         logit_normalized: bool = False,
-        **common: Any,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
         require_known(measures)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.snapshots import Snapshots
 from lmc_lightning.callbacks.trajectories import family_trajectories
 from lmc_lightning.callbacks.trajectory_figures import trajectory_pictures
@@ -77,7 +78,7 @@ class WeightTrajectory(MeasurementCallback):
         dimension: int | None = None,
         loss_points: int = 0,
         tsne: bool = False,
-        **common: Any,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
         if dimension is not None and dimension < 2:
