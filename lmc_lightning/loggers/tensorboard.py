@@ -79,8 +79,9 @@ def _chart(chart: Chart | Band) -> tuple[str, list[Any]]:
 
 def log_hparams(logger: Any, metrics: Sequence[str]) -> None:
     """For the tab of hyper-parameters; with ``default_hp_metric``, Lightning has written them itself."""
-    if logger.hparams and not getattr(logger, "_default_hp_metric", False):
-        write_hparams(Path(logger.log_dir), hparams(_flat(logger.hparams), dict.fromkeys(metrics, 0.0)))
+    saved = getattr(logger, "hparams", None)
+    if saved and not getattr(logger, "_default_hp_metric", False):
+        write_hparams(Path(logger.log_dir), hparams(_flat(saved), dict.fromkeys(metrics, 0.0)))
 
 
 def write_hparams(folder: Path, summaries: Sequence[Any]) -> None:
