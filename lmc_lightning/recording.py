@@ -37,7 +37,6 @@ Status = Literal["ok", "not_converged", "unreliable", "undefined", "failed", "sk
 NOT_MADE = ("failed", "skipped")
 """Of visits that gave no number."""
 
-
 Shown = Literal["all", "value", "none"]
 """What loggers show of a number: the value with its errors, without them, or nothing; the table holds all."""
 
@@ -121,7 +120,7 @@ class Record:
     value: float | None
     stderr: float | None = None
     unit: str = ""
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict, repr=False)
     status: Status = "ok"
     log: Shown = "all"
 
@@ -244,7 +243,8 @@ class Recorder:
     def save(self) -> None:
         """Write all records to ``<directory>/<file_name>``; a full disk is remembered, never raised."""
         if self.path is not None:
-            lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self.records)
+            compact: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":")}
+            lines = "".join(json.dumps(asdict(r), **compact) + "\n" for r in self.records)
             self._write(self.path, lines.encode())
 
     def _keep(self, save: Callable[[Path, Any, str, int], None], what: Any, key: str, step: int) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Axis: TypeAlias = Literal["epoch", "step"]
 
@@ -48,11 +48,18 @@ class Schedule:
             return cls()
         name, value = next(iter(given.items()))
         axis: Axis = "epoch" if "epoch" in name else "step"
-        if isinstance(value, Iterable):
+        if not name.startswith("every"):
             return cls(axis, every=None, points=_points(name, value))
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"Expected {name} to be an integer of at least 1, got {value!r}.")
         return cls(axis, every=value)
+
+    @property
+    def argument(self) -> str:
+        """How a callback is asked for it."""
+        if self.every is None:
+            return f"{self.axis}s={sorted(self.points)}"
+        return f"every_n_{'epochs' if self.axis == 'epoch' else 'train_steps'}={self.every}"
 
     def is_due(self, axis: Axis, count: int) -> bool:
         """Whether the state after ``count`` epochs or steps is to be measured."""
@@ -61,7 +68,10 @@ class Schedule:
         return count in self.points if self.every is None else count % self.every == 0
 
 
-def _points(name: str, values: Iterable[int]) -> frozenset[int]:
+def _points(name: str, values: Any) -> frozenset[int]:
+    if not isinstance(values, Iterable):
+        every = f"every_n_{name.replace('steps', 'train_steps')}"
+        raise ValueError(f"Expected {name} to list integers, got {values!r}. Pass {name}=[{values!r}], or {every}=.")
     points = list(values)
     wrong = [p for p in points if isinstance(p, bool) or not isinstance(p, int) or p < 0]
     if wrong or not points:

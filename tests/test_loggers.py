@@ -14,6 +14,14 @@ import pytorch_lightning
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams.metadata import (
+    EXPERIMENT_TAG,
+    SESSION_END_INFO_TAG,
+    SESSION_START_INFO_TAG,
+    parse_experiment_plugin_data,
+    parse_session_start_info_plugin_data,
+)
 
 from lmc_lightning import HessianSpectrum, Sharpness
 from lmc_lightning.loggers import (
@@ -249,3 +257,56 @@ def test_two_instances_share_a_heading_and_have_charts_of_their_own(registered: 
     bands = [chart for chart in layout["sharpness"] if isinstance(chart, Band)]
     assert [band.key for band in bands] == ["sharpness/average", "sharpness/average/(late)"]
     assert len({chart.title for chart in layout["sharpness"]}) == len(layout["sharpness"]) == 4
+
+
+# -- hyper-parameters --------------------------------------------------------------------------------------------------
+
+
+class Settings(Classifier):
+    """A module that saves its hyper-parameters."""
+
+    def __init__(self, lr: float = 0.2, network: Any = None) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def sessions(folder: Path) -> list[tuple[str, Any]]:
+    """Tag and content of what the hparams plugin is told, in the order in which it is written."""
+    files = sorted(folder.glob("events.out.tfevents.*"))
+    values = [v for file in files for event in EventFileLoader(str(file)).Load() for v in event.summary.value]
+    return [(v.tag, v.metadata.plugin_data.content) for v in values if v.metadata.plugin_data.plugin_name == "hparams"]
+
+
+def test_a_single_run_has_its_hyper_parameters_beside_its_main_numbers(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    fit(Settings(network={"width": 3, "act": None}), *measuring(), logger=logger)
+    (experiment, start, end) = sessions(Path(logger.log_dir))
+    assert [tag for tag, _ in (experiment, start, end)] == [
+        EXPERIMENT_TAG,
+        SESSION_START_INFO_TAG,
+        SESSION_END_INFO_TAG,
+    ]
+    known = parse_session_start_info_plugin_data(start[1]).hparams
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in known.items()}
+    assert values == {"lr": 0.2, "network/width": 3, "network/act": "None"}
+    shown = [info.name.tag for info in parse_experiment_plugin_data(experiment[1]).metric_infos]
+    assert shown == ["train_loss", "hessian/lambda_max", "hessian/trace", "hessian/stability"]
+    events = EventAccumulator(logger.log_dir).Reload()
+    assert set(shown) <= set(events.Tags()["scalars"])
+    assert "hp_metric" not in events.Tags()["scalars"]
+
+
+def test_hyper_parameters_that_lightning_has_written_are_not_written_again(tmp_path: Path) -> None:
+    for name, module in (("saved", Settings()), ("none", Classifier())):
+        logger = TensorBoardLogger(tmp_path, name=name)
+        fit(module, measuring()[1], logger=logger)
+        found = [tag for tag, _ in sessions(Path(logger.log_dir))]
+        assert found == ([EXPERIMENT_TAG, SESSION_START_INFO_TAG, SESSION_END_INFO_TAG] if name == "saved" else [])
+
+
+def test_a_run_in_the_folder_of_another_replaces_its_hyper_parameters(tmp_path: Path) -> None:
+    for lr in (0.1, 0.3):
+        logger = TensorBoardLogger(tmp_path, version=0, default_hp_metric=False)
+        fit(Settings(lr), measuring()[1], logger=logger)
+    (_, start, _) = sessions(Path(logger.log_dir))
+    assert parse_session_start_info_plugin_data(start[1]).hparams["lr"].number_value == 0.3

@@ -1,26 +1,68 @@
-"""Barriers in TensorBoard's custom scalars."""
+"""Numbers of pairs of states in TensorBoard's custom scalars."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 
+from lmc_lightning.callbacks.comparison import Extra
 from lmc_lightning.landscape.barrier import DEFINITIONS
+from lmc_lightning.landscape.connections import LEVELS
+from lmc_lightning.landscape.distances import ParameterDistance, PredictionDistance
 from lmc_lightning.loggers import Chart
 
+Tag = Callable[..., str]
+"""Quantity and family -> regular expression of the keys that begin with them."""
 
-def barrier_charts(
-    tag: Callable[[str], str], splits: Iterable[str], metrics: Iterable[str], definitions: Iterable[str]
-) -> list[Chart]:
-    """All branch points in one chart for each split and metric, and for each convention that has keys of its own.
+
+def quantities_of(splits: Iterable[str], metrics: Iterable[str]) -> list[str]:
+    """Loss and error on each split, and named metrics, as they stand in keys."""
+    return [*(f"{split}_{metric}" for metric in ("loss", "error") for split in splits), *metrics]
+
+
+def barrier_charts(tag: Tag, quantities: Iterable[str], definitions: Sequence[str], suffixes: str = "") -> list[Chart]:
+    """All pairs in one chart for each quantity and convention of the barrier that has keys of its own.
 
     Args:
-        tag: quantity -> regular expression of the keys that begin with it.
-        splits: on which loss and error are measured.
-        metrics: further ones by name.
-        definitions: conventions of the barrier; the first of ``DEFINITIONS`` has no suffix.
+        tag: of the callback.
+        quantities: from :func:`quantities_of`.
+        definitions: conventions; the first of ``DEFINITIONS`` has no suffix.
+        suffixes: further ones, ``"max|mean"``, of what is no barrier.
     """
-    suffixed = "|".join(DEFINITIONS[1:])
-    charts = []
-    for quantity in [*(f"{s}_{m}" for m in ("loss", "error") for s in splits), *metrics]:
-        for definition in definitions:
-            rest = rf"(?!.*/({suffixed})$).*" if definition == DEFINITIONS[0] else f".*/{definition}"
-            charts.append(Chart(f"{definition} of {quantity}", (f"{tag(quantity)}/{rest}",)))
-    return charts
+    suffixed = "|".join([*DEFINITIONS[1:], *filter(None, [suffixes])])
+    return [
+        Chart(
+            f"{definition} of {quantity}",
+            (
+                f"{tag(re.escape(quantity))}/"
+                + (rf"(?!.*/({suffixed})$).*" if definition == DEFINITIONS[0] else f".*/{definition}"),
+            ),
+        )
+        for quantity in quantities
+        for definition in definitions
+    ]
+
+
+def extra_charts(
+    tag: Tag, quantities: Iterable[str], splits: Iterable[str], extras: Sequence[Extra]
+) -> Iterator[Chart]:
+    """All pairs in one chart for each number that an extra adds."""
+    if "distances" in extras:
+        for name in (f.name for f in fields(ParameterDistance)):
+            yield Chart(f"distance of parameters: {name}", (f"{tag(name, 'distance')}/.*",))
+        for name in (f.name for f in fields(PredictionDistance)):
+            of_splits = f"({'|'.join(splits)})_{name}"
+            yield Chart(f"predictions: {name.replace('_', ' ')}", (f"{tag(of_splits, 'distance')}/.*",))
+    for extra, family, title in (("soup", "soup_gain", "gain of the average"), ("layers", "barrier_layer", "modules")):
+        if extra in extras:
+            for quantity in quantities:
+                yield Chart(f"{title}: {quantity}", (f"{tag(re.escape(quantity), family)}/.*",))
+
+
+def curve_charts(tag: Tag, quantities: Sequence[str], definitions: Sequence[str]) -> Iterator[Chart]:
+    """Barriers of curves and lines, levels on the curves, and their lengths, of all pairs in one chart each."""
+    levels = "|".join(LEVELS)
+    yield from barrier_charts(tag, quantities, definitions, levels)
+    for quantity in quantities:
+        yield Chart(f"{quantity} on the curve", (f"{tag(re.escape(quantity))}/.*/({levels})",))
+    for name in ("length", "length_ratio", "training_loss"):
+        yield Chart(f"{name.replace('_', ' ')} of the curve", (f"{tag(name)}/.*",))

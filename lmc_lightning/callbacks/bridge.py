@@ -169,7 +169,7 @@ class _Views:
 def step_function(pl_module: Any, loss_fn: LossFn | None) -> LossFn:
     """``(module, StepBatch) -> loss``: the user's ``loss_fn``, or the module's own ``training_step``."""
     if loss_fn is not None:
-        return lambda module, step_batch: loss_fn(module, step_batch.batch)
+        return lambda module, step_batch: loss_of(loss_fn(module, step_batch.batch), "loss_fn")  # type: ignore[return-value]
     takes_index = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
 
     def training_loss(module: nn.Module, step_batch: StepBatch) -> Tensor:
@@ -179,8 +179,8 @@ def step_function(pl_module: Any, loss_fn: LossFn | None) -> LossFn:
     return training_loss
 
 
-def loss_of(output: Any) -> Tensor | None:
-    """The loss in what ``training_step`` returned: a tensor, a mapping with ``"loss"``, an object with ``.loss``.
+def loss_of(output: Any, step: str = "training_step") -> Tensor | None:
+    """The loss in what a step returned: a tensor, a mapping with ``"loss"``, an object with ``.loss``.
 
     Raises:
         TypeError: there is no loss in it, or it is no single number.
@@ -193,9 +193,10 @@ def loss_of(output: Any) -> Tensor | None:
     elif not isinstance(output, Tensor):
         loss = getattr(output, "loss", None)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
         raise TypeError(
-            f"Expected training_step to return a scalar loss, a dict with 'loss' or an object with .loss, "
-            f"got {type(output).__name__}. Pass loss_fn=(module, batch) -> scalar mean loss."
+            f"Expected {step} to return a scalar loss, a dict with 'loss' or an object with .loss, "
+            f"got {type(output).__name__}{shape}. Pass loss_fn=(module, batch) -> scalar mean loss."
         )
     return loss
 

@@ -1,5 +1,6 @@
 """Exact forks of a run at chosen epochs or steps, trained on under other noise."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from lmc_lightning.branching.spawn import MakeTrainer
 from lmc_lightning.branching.trunk import Trunk
 from lmc_lightning.callbacks.differences import paired_differences, report_differences
 from lmc_lightning.callbacks.perturbation import Perturbation
+from lmc_lightning.loggers import Chart
 
 
 class CheckpointBranching(Callback):
@@ -89,6 +91,8 @@ class CheckpointBranching(Callback):
         TypeError: in ``setup``, if the datamodule or a callback cannot be copied.
     """
 
+    kind, name = "difference", None
+
     def __init__(
         self,
         *,
@@ -115,7 +119,8 @@ class CheckpointBranching(Callback):
         self.make_trainer = make_trainer
         self._trunk: Trunk | None = None
         self._curves = Curves(None)
-        self._reported: set[str] = set()
+        self.logged: set[str] = set()
+        """Keys of all differences that loggers have."""
         self._saving = False
         self._earlier: Path | None = None
 
@@ -137,6 +142,13 @@ class CheckpointBranching(Callback):
         self._run_children(self._fitted())
         return self.family
 
+    def charts(self) -> list[Chart]:
+        """The differences of all children in one chart for each quantity."""
+        known = sorted({key.split("/k1_")[0] for key in self.logged})
+        if not known and self.plan.intervention is not None:
+            known = [f"{self.kind}/train_loss"]
+        return [Chart(f"{key.partition('/')[2]}, child − trunk", (f"{re.escape(key)}/.*",)) for key in known]
+
     @property
     def differences(self) -> pd.DataFrame:
         """Child − trunk at every step of those children to which something was done at the fork."""
@@ -150,7 +162,7 @@ class CheckpointBranching(Callback):
                 trunk.family.save_child(child)
         if self.plan.intervention is not None and trunk.family.writes and not trunk.trainer.fast_dev_run:
             with trunk.guarded("compare the curves"):
-                report_differences(trunk.family, trunk.trainer, self._reported)
+                report_differences(trunk.family, trunk.trainer, self.logged)
 
     @property
     def state_key(self) -> str:
@@ -175,7 +187,7 @@ class CheckpointBranching(Callback):
                     _refuse_same_names(self.plan, other.plan)
             if self.plan.intervention is not None:
                 self.plan.intervention.check_module(pl_module)
-            self._reported.clear()
+            self.logged.clear()
             self._trunk = Trunk(trainer, pl_module, self, place, self._own_save)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

@@ -83,22 +83,26 @@ def report_differences(family: Family, trainer: Any, known: set[str]) -> None:
     Args:
         family: of the trunk.
         trainer: of the trunk.
-        known: the children that loggers have; gets the others.
+        known: the keys that loggers have; gets the others.
     """
     table = paired_differences(family)
     content = table.to_csv(index=False).encode()
     write_atomic(family.folder / FILE, lambda file: file.write(content))
-    new = [p for p in _counterfactuals(family) if p.second.status == "completed" and p.second.name not in known]
-    if not new:
+    curves = {
+        f"difference/{quantity}/{pair.label}": curve[
+            (curve["step"] % trainer.log_every_n_steps == 0) | (quantity != "train_loss")
+        ]
+        for pair in _counterfactuals(family)
+        if pair.second.status == "completed"
+        for quantity, curve in table[table["run"] == pair.second.name].groupby("quantity")
+    }
+    if curves.keys() <= known:
         return
-    for pair in new:
-        known.add(pair.second.name)
-        rows = table[table["run"] == pair.second.name]
-        for quantity, curve in rows.groupby("quantity"):
-            shown = curve[(curve["step"] % trainer.log_every_n_steps == 0) | (quantity != "train_loss")]
-            for row in shown.itertuples():
-                for logger in trainer.loggers:
-                    logger.log_metrics({f"difference/{quantity}/{pair.label}": row.difference}, step=int(row.step))
+    for key in sorted(curves.keys() - known):
+        known.add(key)
+        for row in curves[key].itertuples():
+            for logger in trainer.loggers:
+                logger.log_metrics({key: row.difference}, step=int(row.step))
     for key, figure in difference_figures(table).items():
         picture = draw(figure)
         save_picture(family.folder.parent, picture, key, family.end.step)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.last_step import LastSteps
 from lmc_lightning.callbacks.second_order import SecondOrder
 from lmc_lightning.callbacks.stability_quantities import draw_stability, not_reported, stability_quantities
@@ -63,7 +64,12 @@ class EdgeOfStability(MeasurementCallback):
     advice = "Raise max_products, or tolerance."
 
     def __init__(
-        self, *, batch_size: int | None = None, tolerance: float = 1e-3, max_products: int = 64, **common: Any
+        self,
+        *,
+        batch_size: int | None = None,
+        tolerance: float = 1e-3,
+        max_products: int = 64,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
         if batch_size is not None and batch_size < 1:

@@ -7,11 +7,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.second_order import SecondOrder
 from lmc_lightning.callbacks.spectrum_attribution import attribute
 from lmc_lightning.callbacks.spectrum_figures import draw_block_densities, draw_density
 from lmc_lightning.callbacks.spectrum_options import check_choices, check_limits, check_numbers
 from lmc_lightning.callbacks.spectrum_quantities import (
+    block_arrays,
     cost_evidence,
     spectrum_arrays,
     spectrum_charts,
@@ -79,9 +81,9 @@ class HessianSpectrum(MeasurementCallback):
     ``hessian/block_density``               figure, with ``blocks=``: densities of the five blocks of largest λ_max
     ======================================  =========================================================================
 
-    The table also has layer masses, and numbers of blocks with their densities, of all tensors and blocks. With another
-    ``operator``, its name takes the place of ``hessian`` in the keys, and what concerns negative eigenvalues and
-    stability is left out.
+    The table also has layer masses and numbers of blocks of all tensors and blocks; the nodes and weights of their
+    densities are in ``<log_dir>/lmc/arrays/hessian_block_density_<step>.npz``. With another ``operator``, its name
+    takes the place of ``hessian`` in the keys, and what concerns negative eigenvalues and stability is left out.
 
     Sources: Ghorbani et al. (arXiv 1901.10159) for the density, Cohen et al. (arXiv 2103.00065) for the threshold,
     Gur-Ari et al. (arXiv 1812.04754) for the gradient in the top subspace.
@@ -133,7 +135,7 @@ class HessianSpectrum(MeasurementCallback):
         memory_budget: int | None = None,
         block_size: int | None = None,
         chunk_size: int | None = None,
-        **common: Any,
+        **common: Unpack[Common],
     ) -> None:
         check_choices(operator, trace, blocks)
         self.kind = operator
@@ -189,7 +191,8 @@ class HessianSpectrum(MeasurementCallback):
 
     def charts(self) -> list[Chart | Band]:
         """λ_max and trace with their errors, and what belongs to them."""
-        return spectrum_charts(self.key, self.tag, signed=self.operator == "hessian")
+        further = {"blocks": self._options["blocks"] is not None, "attribution": self.attribution}
+        return spectrum_charts(self.key, self.tag, signed=self.operator == "hessian", **further)
 
     def _measurement(self, visit: Visit, objective: Objective, result: SpectrumResult, limit: Stability) -> Measurement:
         quantities = list(spectrum_quantities(result, self.key, self._second_order.status))
@@ -211,8 +214,13 @@ class HessianSpectrum(MeasurementCallback):
             },
             histograms={self.key("ritz_values"): result.eigenpairs.ritz_values.numpy()} if drawn else {},  # type: ignore[union-attr]
             figures=self._figures(visit, result) if drawn else {},
-            arrays={self.key("eigenvectors"): spectrum_arrays(result)} if self.keep_eigenvectors else {},
+            arrays=self._arrays(result),
         )
+
+    def _arrays(self, result: SpectrumResult) -> dict[str, dict[str, Any]]:
+        of_blocks = {self.key("block_density"): block_arrays(result.blocks)} if result.blocks else {}
+        of_pairs = {self.key("eigenvectors"): spectrum_arrays(result)} if self.keep_eigenvectors else {}
+        return of_blocks | of_pairs
 
     def _figures(self, visit: Visit, result: SpectrumResult) -> dict[str, Callable[[], Any]]:
         shown = (result, self.operator, visit.epoch, visit.objective.num_examples)

@@ -7,19 +7,17 @@ from typing import Any
 from torch import nn
 
 from lmc_lightning.branching.lineage import Family
-from lmc_lightning.callbacks.barrier_charts import barrier_charts
-from lmc_lightning.callbacks.comparison import ALIGNED, EXTRAS, Comparison, Extra, NamedMetrics, Pairing
+from lmc_lightning.callbacks.barrier_charts import barrier_charts, extra_charts, quantities_of
+from lmc_lightning.callbacks.common import Unpack
+from lmc_lightning.callbacks.comparison import ALIGNED, EXTRAS, Comparison, Extra, Pairing
 from lmc_lightning.callbacks.family_figures import Figures, family_figures
 from lmc_lightning.callbacks.guards import check_choice, check_listed
-from lmc_lightning.callbacks.pairs import PairKind
-from lmc_lightning.callbacks.pairwise import PairMeasurement
+from lmc_lightning.callbacks.pairwise import PairMeasurement, PathOptions
 from lmc_lightning.callbacks.probe_store import Split
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.alignment import Alignment
 from lmc_lightning.landscape.attribution import Attribution
-from lmc_lightning.landscape.barrier import DEFINITIONS, NumPoints
 from lmc_lightning.landscape.matching import METHODS, Method
-from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats
 from lmc_lightning.loggers import Chart
 from lmc_lightning.recording import Measurement
 from lmc_lightning.types import Progress
@@ -100,35 +98,18 @@ class InterpolationBarrier(PairMeasurement):
     def __init__(
         self,
         *,
-        num_points: NumPoints = NUM_POINTS,
-        reference: str | None = None,
-        pairs: Sequence[PairKind] = ("trunk",),
-        splits: Sequence[Split] = ("train", "val"),
-        metrics: NamedMetrics | None = None,
-        definitions: Sequence[str] = ("barrier",),
-        batch_stats: BatchStats | None = None,
         align: Method | None = None,
         extras: Sequence[Extra] = (),
-        **common: Any,
+        **common: Unpack[PathOptions],
     ) -> None:
-        super().__init__(
-            num_points=num_points,
-            reference=reference,
-            pairs=pairs,
-            splits=splits,
-            metrics=metrics,
-            definitions=definitions,
-            batch_stats=batch_stats,
-            **common,
-        )
-        check_listed("definitions", definitions, DEFINITIONS)
+        super().__init__(**common)
         check_listed("extras", extras, EXTRAS)
         if align is not None:
             check_choice("align", align, METHODS)
         self.align, self.extras = align, tuple(extras)
         self.attributions: dict[tuple[str, int], Attribution] = {}
         """With the extra ``attribution``: shares by (key, later step)."""
-        if reference is None and "distances" in extras and self.schedule.every is None:
+        if self.reference is None and "distances" in extras and self.schedule.every is None:
             # The start is what distances are relative to: the family keeps the weights that somebody asks for.
             self.schedule = replace(self.schedule, points=self.schedule.points | {0})
 
@@ -151,15 +132,17 @@ class InterpolationBarrier(PairMeasurement):
             return comparison
         return replace(comparison, alignment=Alignment(self.align, comparison.states.objective, seed=self.seed))
 
-    def _result(self, pairing: Pairing, label: str, step: int) -> Measurement:
+    def _result(self, pairing: Pairing, label: str, step: int, names: tuple[str, str]) -> Measurement:
         keys = {name: f"{self.key(name)}/{label}" for name in pairing.barriers}
         self.barriers |= {(f"{keys[name]}/{ALIGNED}", step): found for name, found in pairing.aligned.items()}
         self.attributions |= {(keys[name], step): found for name, found in pairing.attributions.items()}
-        return super()._result(pairing, label, step)
+        return super()._result(pairing, label, step, names)
 
     def charts(self) -> list[Chart]:
         """All branch points in one chart for each split and metric."""
-        return barrier_charts(self.tag, self.splits, self.metrics, self.definitions)
+        quantities = quantities_of(self.splits, self.metrics)
+        barriers = barrier_charts(self.tag, quantities, self.definitions)
+        return [*barriers, *extra_charts(self.tag, quantities, self.splits, self.extras)]
 
     def _figures(self, family: Family) -> Figures:
         records = self.results if "figures" in self.extras else None

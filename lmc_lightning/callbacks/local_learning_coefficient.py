@@ -2,11 +2,13 @@
 
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.landscape.llc import Langevin, LearningCoefficient, local_learning_coefficient
+from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.plotting.llc import plot_chains
 from lmc_lightning.plotting.style import figure_of
 from lmc_lightning.recording import Measurement, Quantity
@@ -36,7 +38,7 @@ class LocalLearningCoefficient(MeasurementCallback):
     kind = "llc"
     advice = "Chains wander, disagree or diverge: see flags. Take smaller steps, more of them, or a larger gamma."
 
-    def __init__(self, sampling: Langevin | None = None, **common: Any) -> None:
+    def __init__(self, sampling: Langevin | None = None, **common: Unpack[Common]) -> None:
         super().__init__(**common)
         self.sampling = sampling or Langevin(seed=self.seed)
 
@@ -65,6 +67,13 @@ class LocalLearningCoefficient(MeasurementCallback):
             evidence={"num_matvecs": 0, "num_gradients": found.num_gradients},
             figures={self.key("chains"): partial(_draw, found, visit.epoch)},
         )
+
+    def charts(self) -> list[Chart | Band]:
+        """The coefficient with its error, and how far the chains agree."""
+        return [
+            Band("local learning coefficient", self.key("llc")),
+            Chart("agreement of the chains, near 1", (self.tag("r_hat"),)),
+        ]
 
 
 def _draw(found: LearningCoefficient, epoch: int) -> "Figure":

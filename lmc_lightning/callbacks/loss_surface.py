@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.common import CommonButExamples, Unpack
 from lmc_lightning.callbacks.guards import check_choice
 from lmc_lightning.callbacks.pairwise import STATISTICS_EXAMPLES
 from lmc_lightning.callbacks.second_order import SecondOrder
@@ -16,6 +17,7 @@ from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.batchnorm import has_batch_norm
 from lmc_lightning.landscape.directions import Directions, Kind, directions_around
 from lmc_lightning.landscape.slices import NUM_POINTS, Surface, centred_grid, surface
+from lmc_lightning.loggers import Chart
 from lmc_lightning.recording import Measurement, Quantity
 
 NUM_EXAMPLES = 512
@@ -77,7 +79,7 @@ class LossSurface(MeasurementCallback):
         batch_stats: Literal["endpoint", "recompute"] | None = None,
         mesh: Literal["last", "all", "none"] = "last",
         num_examples: int | None = NUM_EXAMPLES,
-        **common: Any,
+        **common: Unpack[CommonButExamples],
     ) -> None:
         super().__init__(num_examples=num_examples, **common)
         check_surface(directions, dimensions, batch_stats)
@@ -118,6 +120,11 @@ class LossSurface(MeasurementCallback):
             arrays={self.key("surface"): found.to_arrays()},
             meshes={self.key("mesh"): surface_mesh(found)} if self.mesh == "all" and self.dimensions == 2 else {},
         )
+
+    def charts(self) -> list[Chart]:
+        """How the loss rises over the slice, and how it bends along its directions."""
+        rises = Chart("rise of the loss over the slice", (self.tag("(mean|max|min)_rise"),))
+        return [rises, Chart("curvature along the directions", (self.tag("curvature_[12]"),))]
 
     def _quantities(self, found: Surface) -> Iterator[Quantity]:
         rises = found.rises

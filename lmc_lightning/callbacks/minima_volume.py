@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.landscape.volume import minimum_volumes
 from lmc_lightning.landscape.volume_result import Coordinates, Threshold, Volume, VolumeMetric, VolumeSettings
+from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.plotting.style import figure_of
 from lmc_lightning.plotting.volume import plot_radii
 from lmc_lightning.recording import Measurement, Quantity
@@ -69,7 +71,7 @@ class MinimaVolume(MeasurementCallback):
         num_directions: int = 100,
         r_max: float = 100.0,
         rtol: float = 1e-3,
-        **common: Any,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
         self.settings = VolumeSettings(
@@ -99,6 +101,22 @@ class MinimaVolume(MeasurementCallback):
             figures={name: partial(_draw, inside, visit.epoch)} if inside else {},
             arrays={name: {f"tau_{tau:g}": volume.radii.numpy() for tau, volume in inside.items()}} if inside else {},
         )
+
+    def charts(self) -> list[Chart | Band]:
+        """Log volume, its bound and the mean log radius with their errors, and all thresholds together."""
+        bands = [("log volume", "log_volume"), ("bound of it", "log_volume_bound"), ("mean log radius", "mean_log_r")]
+        taus = [f"tau_{tau:g}" for tau in self.settings.thresholds]
+        together = [
+            ("log volume in units of filters", "log_volume_normalised"),
+            ("log mean r^P", "log_mean_r_pow"),
+            ("median radius", "radius_median"),
+            ("directions that carry the volume", "effective_sample_size"),
+            ("censored rays, and whether θ is outside", "(fraction_censored|cutoff)"),
+        ]
+        return [
+            *(Band(f"{title}, τ = {tau[4:]}", self.key(f"{name}/{tau}")) for title, name in bands for tau in taus),
+            *(Chart(title, (self.tag(f"{name}/tau_[^/]+"),)) for title, name in together),
+        ]
 
     def _quantities(self, volume: Volume) -> Iterator[Quantity]:
         evidence = volume.evidence()

@@ -1,24 +1,24 @@
 """Curves of low loss between the run and its children, its start, its last visit or a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from lmc_lightning.branching.lineage import Family
-from lmc_lightning.callbacks.comparison import NamedMetrics, Pairing
+from lmc_lightning.callbacks.barrier_charts import curve_charts, quantities_of
+from lmc_lightning.callbacks.common import Unpack
+from lmc_lightning.callbacks.comparison import Pairing
 from lmc_lightning.callbacks.curve_comparison import CurveComparison, CurvePairing
 from lmc_lightning.callbacks.family_figures import Figures
-from lmc_lightning.callbacks.guards import check_listed
-from lmc_lightning.callbacks.pairs import PairKind
-from lmc_lightning.callbacks.pairwise import PairMeasurement
+from lmc_lightning.callbacks.pairwise import PairMeasurement, PathOptions
 from lmc_lightning.callbacks.probe_store import Split
 from lmc_lightning.core.chunks import equal_batches
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, NumPoints
+from lmc_lightning.landscape.barrier import Barrier
 from lmc_lightning.landscape.curves import CurveTraining
-from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats
+from lmc_lightning.loggers import Chart
 from lmc_lightning.plotting.curves import plot_paths
 from lmc_lightning.plotting.style import figure_of
 from lmc_lightning.recording import Measurement
@@ -85,26 +85,9 @@ class ModeConnectivity(PairMeasurement):
         *,
         batch_size: int = 128,
         curve_examples: int = 5000,
-        num_points: NumPoints = NUM_POINTS,
-        reference: str | None = None,
-        pairs: Sequence[PairKind] = ("trunk",),
-        splits: Sequence[Split] = ("train", "val"),
-        metrics: NamedMetrics | None = None,
-        definitions: Sequence[str] = ("barrier",),
-        batch_stats: BatchStats | None = None,
-        **common: Any,
+        **common: Unpack[PathOptions],
     ) -> None:
-        super().__init__(
-            num_points=num_points,
-            reference=reference,
-            pairs=pairs,
-            splits=splits,
-            metrics=metrics,
-            definitions=definitions,
-            batch_stats=batch_stats,
-            **common,
-        )
-        check_listed("definitions", definitions, DEFINITIONS)
+        super().__init__(**common)
         if batch_size < 1 or curve_examples < 1:
             raise ValueError(f"Expected positive batch_size and curve_examples, got {batch_size} and {curve_examples}.")
         self.training, self.batch_size, self.curve_examples = training or CurveTraining(), batch_size, curve_examples
@@ -137,10 +120,14 @@ class ModeConnectivity(PairMeasurement):
         own = {"objective": objective, "training": self.training, "seed": self.seed, "progress": progress}
         return CurveComparison(**{**common, **own})
 
-    def _result(self, pairing: Pairing, label: str, step: int) -> Measurement:
+    def _result(self, pairing: Pairing, label: str, step: int, names: tuple[str, str]) -> Measurement:
         assert isinstance(pairing, CurvePairing)
         self._lines |= {(f"{self.key(name)}/{label}", step): line for name, line in pairing.lines.items()}
-        return super()._result(pairing, label, step)
+        return super()._result(pairing, label, step, names)
+
+    def charts(self) -> list[Chart]:
+        """All branch points in one chart for each split and metric."""
+        return list(curve_charts(self.tag, quantities_of(self.splits, self.metrics), self.definitions))
 
     def _figures(self, family: Family) -> Figures:
         last = {key: max(step for other, step in self.barriers if other == key) for key, _ in self.barriers}

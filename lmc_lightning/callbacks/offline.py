@@ -45,9 +45,9 @@ def measure(
         ValueError: a plain module without ``loss_fn``, a checkpoint of another architecture, a callback that compares
             two states, or two that log under one name.
     """
+    _check_single(callbacks)
     for callback in callbacks:
         check_loss(module, loss_fn or callback.loss_fn)
-        _check_single(callback)
     if checkpoint is not None:
         module = with_checkpoint(module, checkpoint)
     found: dict[str, float] = {}
@@ -161,10 +161,15 @@ def with_checkpoint(module: nn.Module, path: str | Path) -> nn.Module:
     return copied
 
 
-def _check_single(callback: MeasurementCallback) -> None:
-    twin = getattr(callback, "offline", None)
-    if twin is not None:
-        raise ValueError(
-            f"{type(callback).__name__} compares two states and cannot measure a single module. "
-            f"Call {twin}(module_a, module_b, dataloader)."
-        )
+def _check_single(callbacks: Sequence[MeasurementCallback]) -> None:
+    if not isinstance(callbacks, Iterable):
+        raise ValueError(f"Expected a list of callbacks, got {type(callbacks).__name__}. Pass [callback].")
+    for callback in callbacks:
+        name, twin = type(callback).__name__, getattr(callback, "offline", None)
+        if not isinstance(callback, MeasurementCallback):
+            raise ValueError(f"Expected measuring callbacks, got {name}. Give it to the Trainer of a run.")
+        if twin is not None:
+            raise ValueError(
+                f"{name} compares two states and cannot measure a single module. "
+                f"Call {twin}(module_a, module_b, dataloader)."
+            )

@@ -112,11 +112,6 @@ def variant_of(family: Family) -> str:
     return next((child.variant for child in family.children if child.variant), "")
 
 
-def start_of(family: Family, objective: Objective) -> Endpoint | None:
-    """Where the trunk started, if those weights were kept."""
-    return endpoint_of(objective, family.state(family.trunk, 0)) if 0 in family.trunk.epochs else None
-
-
 class _Ends:
     """The networks of a family after so many epochs, each read once."""
 

@@ -1,34 +1,30 @@
 """Similarity of representations between a run and its children, its start, its last visit or a checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
-from math import nan
-from statistics import fmean
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 from torch import nn
 
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.bridge import StepBatch
-from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
-from lmc_lightning.callbacks.guards import check_choice, check_listed
-from lmc_lightning.callbacks.memory import Meter
-from lmc_lightning.callbacks.pairs import PAIR_KINDS, Pair, PairKind, pairs_of
-from lmc_lightning.callbacks.references import Reference, check_reference, state_of_module
-from lmc_lightning.callbacks.visits import NO_DERIVATIVES, Visit, probe_evidence
-from lmc_lightning.core.glassbox import glass_box
+from lmc_lightning.callbacks.common import CommonButExamples, Unpack
+from lmc_lightning.callbacks.guards import check_choice
+from lmc_lightning.callbacks.pairs import PairKind
+from lmc_lightning.callbacks.probe_store import Split
+from lmc_lightning.callbacks.similarity_comparison import (
+    SimilarityComparison,
+    similarity_arrays,
+    similarity_figure,
+    similarity_quantities,
+)
+from lmc_lightning.callbacks.state_pairs import StatePairs
+from lmc_lightning.callbacks.visits import probe_evidence
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.layer_outputs import mixed_up, representations
-from lmc_lightning.landscape.paths import Endpoint, endpoint_of
-from lmc_lightning.landscape.similarity import Representation, Similarity, similarity
-from lmc_lightning.plotting.similarity import plot_similarity
-from lmc_lightning.plotting.style import figure_of
-from lmc_lightning.recording import Measurement, Quantity
-from lmc_lightning.schedule import Axis
+from lmc_lightning.landscape.layer_outputs import mixed_up
+from lmc_lightning.landscape.similarity import Similarity
+from lmc_lightning.landscape.states import StateEvaluator
+from lmc_lightning.loggers import Chart
+from lmc_lightning.recording import Measurement
+from lmc_lightning.types import Progress
 
 Inputs: TypeAlias = Literal["data", "mixup"]
 INPUTS: tuple[Inputs, ...] = ("data", "mixup")
@@ -36,8 +32,11 @@ INPUTS: tuple[Inputs, ...] = ("data", "mixup")
 NUM_EXAMPLES = 1024
 """By default; the Gram matrix of a wide layer takes n² numbers and n²p products."""
 
+_OF_A_STATE = ("probe_loss", "probe_error", "mean_max_probability")
+"""Evidence that a pair of states has not."""
 
-class RepresentationSimilarity(MeasurementCallback):
+
+class RepresentationSimilarity(StatePairs):
     """How alike the layers of two states of a network represent the same examples: linear CKA, 1 when equal.
 
     Beside :class:`CheckpointBranching`, the children of each branch point are compared with the trunk, or with each
@@ -60,7 +59,8 @@ class RepresentationSimilarity(MeasurementCallback):
     ==========================================  =====================================================================
 
     Args:
-        reference: ``"initial"``, ``"previous"`` (the last visit) or the path of a checkpoint; only without branching.
+        reference: ``"initial"``, ``"previous"`` (the last visit), ``"average"`` (of the weights, by one of Lightning's
+            averaging callbacks) or the path of a checkpoint; only without branching.
         pairs: ``"trunk"``: each child with the trunk; ``"siblings"``: the children of a branch point with each other.
         layers: name patterns of submodules whose outputs are compared, and ``"logits"``; by default all leaf modules
             with parameters, or the logits where no such module runs.
@@ -83,148 +83,50 @@ class RepresentationSimilarity(MeasurementCallback):
         layers: Sequence[str] | None = None,
         inputs: Inputs = "data",
         num_examples: int | None = NUM_EXAMPLES,
-        **common: Any,
+        **common: Unpack[CommonButExamples],
     ) -> None:
-        super().__init__(num_examples=num_examples, **common)
-        check_listed("pairs", pairs, PAIR_KINDS)
+        super().__init__(reference=reference, pairs=pairs, num_examples=num_examples, **common)
         check_choice("inputs", inputs, INPUTS)
-        self.reference, self.pairs, self.inputs = reference, tuple(pairs), inputs
-        self.layers = None if layers is None else tuple(layers)
+        self.inputs, self.layers = inputs, None if layers is None else tuple(layers)
         self.similarities: dict[tuple[str, int], Similarity] = {}
         """Full results by (key of the mean, step)."""
-        self._reference = Reference(reference)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check that there is something to compare with.
-
-        Raises:
-            ValueError: no reference without branching, or one beside it; steps for later epochs beside it.
-        """
-        if stage == "fit":
-            branching = any(isinstance(c, CheckpointBranching) for c in trainer.callbacks)
-            check_reference(self.reference, self.schedule, branching, name=type(self).__name__)
-            self.similarities.clear()
+        """Forget the last run."""
         super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.similarities.clear()
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Keep the reference."""
-        self._reference.begin(pl_module, trainer.global_step, self.parameters)
-        super().on_train_start(trainer, pl_module)
-
-    def is_due(self, axis: Axis, count: int) -> bool:
-        """Whether to compare the run with its reference; children are compared when all are done."""
-        return self.reference is not None and super().is_due(axis, count)
-
-    def measure(self, visit: Visit) -> Measurement:
-        """CKA between the reference and the state of this visit."""
-        reference, measurement = self._reference, Measurement(())
-        if reference.state is not None:
-            options = {"trainer": visit.trainer, "loss_fn": visit.loss_fn}
-            objective = self._objective(visit.module, visit.objective.batches, **options)
-            states = (endpoint_of(objective, reference.state), endpoint_of(objective))
-            found = similarity(*(self._represented(objective, state) for state in states))
-            measurement = self._result(found, reference.label, visit.step, (str(self.reference), f"step {visit.step}"))
-        if self.reference == "previous":
-            reference.take(state_of_module(visit.module), visit.step)
-        evidence = {"reference": self.reference, "reference_step": reference.step, **NO_DERIVATIVES}
-        return replace(measurement, evidence=evidence)
-
-    def measure_family(self, family: Family, trainer: Any, pl_module: Any) -> None:
-        """CKA between the pairs of a family at the scheduled later epochs that they share; a further call adds more."""
-        started = self.clock()
-        self._recorder.drop_failures()
-        with self._recorded(self.kind, self._step, family.end.epoch):
-            sets = self._probe_sets(trainer, final=True)
-            if sets is None:
-                raise RuntimeError("There is no training probe set: the run ended before a batch was seen.")
-            with glass_box():
-                objective = self._objective(pl_module, sets["train"].batches, trainer=trainer)
-                evidence = probe_evidence(sets["train"], objective)
-            pairs = [pair for pair in pairs_of(family, self.pairs) if pair.second.status == "completed"]
-            for epoch in sorted({epoch for pair in pairs for epoch in pair.epochs}):
-                known: dict[str, dict[str, Representation]] = {}
-                for pair in (p for p in pairs if epoch in p.epochs and self._is_wanted(p, epoch)):
-                    with self._recorded(f"{self.kind}/{pair.label}", pair.second.epochs[epoch], epoch):
-                        self._compare(pair, family, epoch, objective, known, evidence, trainer)
-        for logger in trainer.loggers:
-            logger.save()
-        self.seconds += self.clock() - started
-
-    def _is_wanted(self, pair: Pair, epoch: int) -> bool:
-        step = pair.second.epochs[epoch]
-        at_branch = pair.kind == "trunk" and step == pair.second.branch_step
-        is_new = (f"{self.key('cka')}/{pair.label}", step) not in self.similarities
-        return is_new and (at_branch or self.schedule.is_due("epoch", epoch))
-
-    def _compare(
+    def _comparison(
         self,
-        pair: Pair,
-        family: Family,
-        epoch: int,
-        objective: Objective,
-        known: dict[str, dict[str, Representation]],
-        evidence: Mapping[str, Any],
+        module: nn.Module,
         trainer: Any,
-    ) -> None:
-        names, step = (pair.first.name, pair.second.name), pair.second.epochs[epoch]
-        with glass_box(), Meter(trainer.strategy.root_device, self.clock) as meter:
-            for name in names:
-                if name not in known:
-                    known[name] = self._represented(objective, endpoint_of(objective, family.state(name, epoch)))
-            measurement = self._result(similarity(*(known[n] for n in names)), pair.label, step, names)
-        of_trunk = ("probe_loss", "probe_error", "mean_max_probability")
-        shared = {name: value for name, value in evidence.items() if name not in of_trunk}
-        shared |= {**pair.lineage, "later_epoch": epoch, **NO_DERIVATIVES, **meter.evidence}
-        self._recorder.add(replace(measurement, evidence=shared), step=step, epoch=epoch, loggers=trainer.loggers)
+        objectives: Mapping[Split, Objective] | None = None,
+        progress: Progress | None = None,
+    ) -> SimilarityComparison:
+        batches = self._sets(trainer)["train"].batches if objectives is None else objectives["train"].batches
+        mixed = mixed_up(batches, self.seed) if self.inputs == "mixup" else batches
+        objective, shared = self.objective(module, mixed, trainer=trainer), dict[str, Any]()
+        if objectives is None:
+            shared = probe_evidence(self._sets(trainer)["train"], objective)
+        shared = {name: value for name, value in shared.items() if name not in _OF_A_STATE}
+        return SimilarityComparison(StateEvaluator({"train": objective}), self.layers, shared)
 
-    @contextmanager
-    def _recorded(self, name: str, step: int, epoch: int) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            reason = f"{type(error).__name__}: {error}"
-            self._recorder.add_failure(reason, step=step, epoch=epoch, name=name)
-            self._recorder.warn_once(reason, f"{name} at step {step} failed: {reason}")
-
-    def _objective(self, module: nn.Module, batches: Sequence[StepBatch], **options: Any) -> Objective:
-        return self.objective(module, mixed_up(batches, self.seed) if self.inputs == "mixup" else batches, **options)
-
-    def _represented(self, objective: Objective, state: Endpoint) -> dict[str, Representation]:
-        return representations(objective, state.theta, state.buffers, layers=self.layers)
-
-    def _result(self, found: Similarity, label: str, step: int, names: tuple[str, str]) -> Measurement:
-        key, by_layer = f"{self.key('cka')}/{label}", found.same_layers()
-        self.similarities[key, step] = found
-        shared = {"layers": len(by_layer), "rows": found.num_examples, "inputs": self.inputs}
-        means = [fmean(v) for v in zip(*by_layer.values(), strict=True)] or [nan, nan]
-        quantities = [Quantity(key, means[0], evidence={**shared, "biased": means[1]})]
-        for layer, value in by_layer.items():
-            evidence = {**shared, "biased": value.biased}
-            quantities.append(Quantity(f"{key}/{layer}", value.debiased, value.stderr, evidence=evidence, log="value"))
+    def _result(self, pairing: Similarity, label: str, step: int, names: tuple[str, str]) -> Measurement:
+        key = f"{self.key('cka')}/{label}"
+        self.similarities[key, step] = pairing
         picture = "/".join(part for part in ("similarity_map", self.name, label) if part)
-        caption = "inputs mixed up" if self.inputs == "mixup" else ""
-        arrays = {name: getattr(found, name).numpy() for name in ("debiased", "biased", "stderr")}
         return Measurement(
-            tuple(quantities),
-            figures={picture: partial(_drawn, found, names, caption)},
-            arrays={picture: {**arrays, "layers_a": _text(found.layers_a), "layers_b": _text(found.layers_b)}},
+            tuple(similarity_quantities(pairing, key, self.inputs)),
+            figures={picture: similarity_figure(pairing, names, self.inputs)},
+            arrays={picture: similarity_arrays(pairing)},
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The records, and the weights that later visits are compared with."""
-        return super().state_dict() | self._reference.saved()
+    def _is_known(self, label: str, step: int) -> bool:
+        return (f"{self.key('cka')}/{label}", step) in self.similarities
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the records of a checkpoint, against the same reference."""
-        super().load_state_dict(state_dict)
-        self._reference.load(state_dict)
-
-
-def _drawn(found: Similarity, names: tuple[str, str], caption: str) -> Any:
-    return figure_of(plot_similarity(found, names=names, caption=caption))
-
-
-def _text(names: Sequence[str]) -> Any:
-    return np.array(names, dtype=str)
+    def charts(self) -> list[Chart]:
+        """The means of all pairs in one chart, and the layers in another."""
+        known = sorted({re.escape(key) for key, _ in self.similarities}) or [f"{self.tag('cka')}/[^/]+"]
+        layers = f"(?!({'|'.join(known)})$){self.tag('cka')}/.*"
+        return [Chart("CKA, mean over layers", tuple(known)), Chart("CKA of single layers", (layers,))]

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from lmc_lightning.landscape.barrier import DEFINITIONS
 from lmc_lightning.recording import Record
 from lmc_lightning.summary import number
 
@@ -27,6 +28,12 @@ def run_report(callbacks: Iterable[Any]) -> str:
             parts += ["**Definitions**", _table(("key", "meaning"), meanings)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
+
+PLACES = {
+    r"\{definition\}": f"({'|'.join(DEFINITIONS)})",
+    r"\{lr_x0\.5\}": r"(?!(k1|child|siblings|tau|r)_)[a-z][\w.]*_x?[\d.e-]+",
+}
+"""What stands in braces in tables of keys -> regular expression, where it is not any name."""
 
 COSTS = ("visits", "failed", "skipped", "time [s]", "Hessian products", "gradients", "probe set")
 
@@ -59,7 +66,9 @@ def _meanings(callback: Any) -> Iterator[tuple[str, str]]:
     names, cls = {r.name for r in callback.results} | callback.drawn, type(callback)
     for key, meaning in documented_keys(cls).items():
         given = key.replace(f"{cls.kind}/", f"{callback.kind}/", 1)
-        pattern = re.sub(r"\\\{.*?\\\}", "[^/]+", re.escape(given)).replace("…", ".*")
+        pattern = re.sub(r"\\\{.*?\\\}", lambda found: PLACES.get(found[0], "[^/]+"), re.escape(given)).replace(
+            "…", ".*"
+        )
         if any(re.fullmatch(f"{pattern}(/.*)?", name) for name in names):
             yield f"`{given}`", meaning
 

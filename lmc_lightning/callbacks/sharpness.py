@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.last_step import LastSteps
 from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.core.objective import Objective
@@ -28,6 +29,15 @@ from lmc_lightning.recording import Measurement, Quantity, Status
 
 RISES = ("worst_case", "adaptive", "average", "adaptive_linf", "m_sharpness", "random_max", "average_adaptive")
 """Measures in units of the loss."""
+
+OTHERS = {
+    "gradient_norm": "norm of the gradient",
+    "gradient_norm_rms": "norm of the gradients of chunks",
+    "keskar": "rise in Keskar's box [%]",
+    "noise_robustness": "loss of accuracy by noise",
+    "critical_sharpness": "critical sharpness 2/η",
+}
+"""Measures in units of their own, each with a chart of its own."""
 
 
 class Sharpness(MeasurementCallback):
@@ -113,7 +123,7 @@ class Sharpness(MeasurementCallback):
         direction: Direction = "gradient",
         eta_max: float | None = None,
         logit_normalized: bool = False,
-        **common: Any,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
         require_known(measures)
@@ -164,7 +174,8 @@ class Sharpness(MeasurementCallback):
             charts.append(Band("average rise", self.key(f"average{end}")))
         if "flatness_profile" in self.measures:
             charts.append(Chart("mean rise at growing radii", (self.tag(rf"flatness_profile/r_\d+{end}"),)))
-        return charts
+        others = [name for name in OTHERS if name in self.measures]
+        return [*charts, *(Chart(OTHERS[name], (self.tag(f"{name}(/update)?{end}"),)) for name in others)]
 
     def _quantity(self, name: str, found: Measured) -> Quantity:
         key = self.key(f"{name}/logit_normalized" if self.logit_normalized else name)

@@ -1,13 +1,15 @@
 """The numbers of a spectrum under their logged names, each with its evidence."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from math import nan
 from typing import Any
 
 import numpy as np
+from torch.nn.utils.rnn import pad_sequence
 
 from lmc_lightning.callbacks.spectrum_figures import NUM_SHOWN
-from lmc_lightning.landscape.blocks import largest_blocks
+from lmc_lightning.landscape.blocks import BlockSpectrum, largest_blocks
 from lmc_lightning.landscape.spectrum_result import SpectrumResult
 from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.recording import Quantity, Shown, Status
@@ -132,14 +134,19 @@ def _block_quantities(result: SpectrumResult, key: Key, status: StatusOf) -> Ite
             "residual": block.residual,
             "lambda_min": block.lambda_min,
             "num_params": block.num_params,
-            "density_nodes": block.nodes.tolist(),
-            "density_weights": block.weights.tolist(),
         }
         name = key(f"lambda_max/{block.name}")
         yield Quantity(name, block.lambda_max, evidence=evidence, status=status(block.converged), log=log)
         if result.traces and block.name not in result.tensor_names:
             parts = result.traces[0].tensors[list(block.tensors)]
             yield Quantity(key(f"trace/{block.name}"), float(parts.sum()), log=log)
+
+
+def block_arrays(blocks: Sequence[BlockSpectrum]) -> dict[str, np.ndarray]:
+    """The density of each block: nodes and weights, a row a block, with NaN where it has fewer."""
+    rows = {name: [getattr(block, name) for block in blocks] for name in ("nodes", "weights")}
+    padded = {name: pad_sequence(list(found), batch_first=True, padding_value=nan) for name, found in rows.items()}
+    return {"blocks": np.array([block.name for block in blocks]), **{k: v.cpu().numpy() for k, v in padded.items()}}
 
 
 def spectrum_arrays(result: SpectrumResult) -> dict[str, np.ndarray]:
@@ -155,20 +162,39 @@ def spectrum_arrays(result: SpectrumResult) -> dict[str, np.ndarray]:
     }
 
 
-def spectrum_charts(key: Key, tag: Key, *, signed: bool) -> list[Chart | Band]:
-    """What is to be seen together; ``signed`` of matrices that have negative eigenvalues."""
+def spectrum_charts(
+    key: Key, tag: Key, *, signed: bool, blocks: bool = False, attribution: bool = False
+) -> list[Chart | Band]:
+    """What is to be seen together.
+
+    Args:
+        key: quantity -> logged name.
+        tag: regular expression of quantities -> that of logged names.
+        signed: of matrices that have negative eigenvalues.
+        blocks: with numbers of diagonal blocks.
+        attribution: with shares of examples and classes.
+    """
     charts: list[Chart | Band] = [
         Band("λ_max", key("lambda_max")),
         Band("trace", key("trace")),
         Chart("eigenvalues at the top", (tag("lambda_max"), tag(r"eigenvalue_\d+"))),
+        Chart("residual of λ_max", (tag("lambda_max_residual"),)),
+        Chart("top eigenvector: shares of tensors", (tag("layer_mass/[^/]+"),)),
         Chart("ranks", (tag("(effective|stable)_rank"),)),
         Chart("gradient in, and overlap of, top eigenvectors", (tag("grad_in_topk"), tag("overlap"))),
     ]
     if signed:
         charts += [
             Chart("eigenvalues at the bottom", (tag("lambda_min"), tag(r"negative_eigenvalue_\d+"))),
+            Chart("share of eigenvalues below 0", (tag("negative_mass"),)),
             Chart("stability: full-batch training diverges above 1", (tag("stability"),)),
         ]
+    for name, title in (("lambda_max", "λ_max"), ("trace", "trace")):
+        if blocks:
+            charts.append(Chart(f"{title} of blocks", (tag(f"{name}/(?!(low|high)$)[^/]+"),)))
+        if attribution:
+            charts.append(Chart(f"{title}: shares of classes", (tag(f"{name}_share/[^/]+"),)))
+            charts.append(Chart(f"{title}: share of one example in a hundred", (tag(f"{name}_top_percent"),)))
     return charts
 
 

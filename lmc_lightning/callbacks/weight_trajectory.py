@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.snapshots import Snapshots
 from lmc_lightning.callbacks.trajectories import family_trajectories
 from lmc_lightning.callbacks.trajectory_figures import trajectory_pictures
@@ -21,6 +22,7 @@ from lmc_lightning.core.params import ParameterLayout, parameter_layout
 from lmc_lightning.core.shadow import LOW_PRECISION
 from lmc_lightning.landscape.sketch import count_sketch
 from lmc_lightning.landscape.trajectory import Components, PlaneLosses, Trajectory, pca_plane, plane_losses
+from lmc_lightning.loggers import Chart
 from lmc_lightning.recording import Measurement, Quantity
 from lmc_lightning.schedule import Schedule
 
@@ -76,7 +78,7 @@ class WeightTrajectory(MeasurementCallback):
         dimension: int | None = None,
         loss_points: int = 0,
         tsne: bool = False,
-        **common: Any,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
         if dimension is not None and dimension < 2:
@@ -177,6 +179,15 @@ class WeightTrajectory(MeasurementCallback):
         start = self.snapshots.walk.strides[0].step
         evidence = {"num_snapshots": number, "start_step": start, "dimension": self.dimension, **NO_DERIVATIVES}
         return Measurement(quantities, evidence=evidence)
+
+    def charts(self) -> list[Chart]:
+        """Way and distance together, and the steps."""
+        return [
+            Chart("length of the way, and distance from the start", (self.tag("(path_length|distance_from_start)"),)),
+            Chart("length of a step", (self.tag("step_length"),)),
+            Chart("cosine of a step with the last one", (self.tag("step_cosine"),)),
+            Chart("norm of the weights", (self.tag("norm"),)),
+        ]
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -209,7 +209,10 @@ def _block(states: Iterator[State]) -> Iterator[State]:
 
 def _parts(chunks: Sequence[ChunkEvaluation | None], mode: str) -> Parts:
     if not any(chunks):
-        raise ValueError(f"The step returned no loss for any of {len(chunks)} batches in mode={mode!r}.")
+        raise ValueError(
+            f"The step returned no loss for any of {len(chunks)} batches in mode={mode!r}. "
+            "Return it, or pass loss_fn=(module, batch) -> scalar mean loss."
+        )
     return Parts.of(chunks)
 
 

@@ -84,11 +84,17 @@ def parameter_layout(module: nn.Module, patterns: Sequence[str] | None = None) -
     """
     trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
     if not trainable:
-        raise ValueError(f"{type(module).__name__} has no parameter with requires_grad=True: nothing to measure.")
+        raise ValueError(
+            f"{type(module).__name__} has no parameter with requires_grad=True: nothing to measure. "
+            "Call requires_grad_() on what shall be measured."
+        )
     chosen = {n: p for n, p in trainable.items() if patterns is None or any(fnmatchcase(n, q) for q in patterns)}
     if not chosen:
         known = ", ".join(list(trainable)[:8])
-        raise ValueError(f"No trainable parameter matches {list(patterns or [])}. The first names are: {known}.")
+        raise ValueError(
+            f"No trainable parameter matches {list(patterns or [])}. The first names are: {known}. "
+            "A * stands for any part."
+        )
     lazy = [n for n, p in chosen.items() if isinstance(p, UninitializedParameter)]
     if lazy:
         raise ValueError(f"Parameter {lazy[0]} has no shape yet. Run one batch through the module before measuring.")

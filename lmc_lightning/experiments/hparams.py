@@ -6,30 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import hparams
 
+from lmc_lightning.callbacks.reporting import HEADLINES
 from lmc_lightning.experiments.collect import NUMBER, OWN, collect, runs
 from lmc_lightning.experiments.tasks import cell_folder
+from lmc_lightning.loggers.tensorboard import write_hparams as replace_hparams
 
-METRICS = (
-    "val_acc",
-    "val_loss",
-    "test_acc",
-    "test_loss",
-    "train_loss",
-    "hessian/lambda_max",
-    "hessian/trace",
-    "hessian/stability",
-    "sharpness/worst_case",
-    "sharpness/gradient_norm",
-)
+METRICS = ("val_acc", "val_loss", "test_acc", "test_loss", "train_loss", *HEADLINES)
 """Shown where a study has them. All scalars of a run would be a column each, too many to look at."""
 
 ABSENT_NUMBER, ABSENT_TEXT = -1.0, "–"
 """Where a run has no such hyper-parameter: TensorBoard leaves runs with a gap out of the parallel coordinates."""
-
-_SUFFIX = ".hparams"
 
 
 def write_hparams(folder: Path | str, metrics: Sequence[str] = METRICS) -> list[str]:
@@ -61,10 +49,10 @@ def write_hparams(folder: Path | str, metrics: Sequence[str] = METRICS) -> list[
         return []
     for cell, setting in zip(done["cell"], settings, strict=True):
         _, start, end = hparams(setting, dict.fromkeys(shown, 0.0))
-        _write(cell_folder(folder, cell), [start, end])
+        replace_hparams(cell_folder(folder, cell), [start, end])
     domains = {name: sorted(set(values)) for name, values in filled.items()}
     experiment, *_ = hparams(settings[0], dict.fromkeys(shown, 0.0), domains)
-    _write(folder, [experiment])
+    replace_hparams(folder, [experiment])
     return shown
 
 
@@ -74,13 +62,3 @@ def _filled(column: pd.Series) -> list[Any]:
     if known.map(lambda v: isinstance(v, Real) and not isinstance(v, bool)).all():
         return [float(v) for v in column.fillna(ABSENT_NUMBER)]
     return [ABSENT_TEXT if pd.isna(v) else str(v) for v in column]
-
-
-def _write(place: Path, summaries: Sequence[Any]) -> None:
-    """Summaries in a file of their own in place of an earlier one."""
-    for old in place.glob(f"events.out.tfevents.*{_SUFFIX}"):
-        old.unlink()
-    writer = FileWriter(str(place), filename_suffix=_SUFFIX)
-    for summary in summaries:
-        writer.add_summary(summary)
-    writer.close()

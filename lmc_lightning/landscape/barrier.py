@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import nan
+from math import isfinite, nan
 from typing import Literal, TypeAlias
 
 import torch
@@ -86,6 +86,12 @@ class Barrier:
     rounding: float
     num_samples: int
     unit: Literal["example", "chunk"] | None
+
+    def __repr__(self) -> str:
+        of = f"{self.split} {self.metric}".strip()
+        stderr = self.stderr_data.get("barrier", nan)
+        error = f" ± {stderr:.2g}" if isfinite(stderr) else ""
+        return f"Barrier({of}: {self.barrier:.4g}{error} at t = {self.peak_t:.3g}, {self.num_points} points)"
 
     @property
     def num_points(self) -> int:

@@ -84,6 +84,11 @@ class Connection:
     on_curve: Mapping[str, Mapping[str, Barrier]]
     levels: Mapping[str, Mapping[str, Levels]]
 
+    def __repr__(self) -> str:
+        split, metric = next((s, m) for s, found in self.on_curve.items() for m in found)
+        curve, line = (found[split][metric].barrier for found in (self.on_curve, self.on_line))
+        return f"Connection({self.curve.kind}: {split} {metric} barrier {curve:.4g}, {line:.4g} on the line)"
+
 
 def connection(
     states: StateEvaluator,

@@ -78,6 +78,10 @@ class LearningCoefficient:
     n_beta: float
     num_gradients: int = 0
 
+    def __repr__(self) -> str:
+        chains = f"{len(self.traces)} chains of {self.traces.shape[1]} steps"
+        return f"LearningCoefficient({self.value:.4g} ± {self.stderr:.2g}, {chains}, R̂ = {self.r_hat:.3g})"
+
     @cached_property
     def _draws(self) -> NDArray[np.float64]:
         return np.asarray(self.n_beta * self.traces[:, self.settings.num_burn_in :].numpy())

@@ -74,6 +74,12 @@ class Similarity:
     stderr: Tensor = field(repr=False)
     num_examples: int
 
+    def __repr__(self) -> str:
+        shape = f"{len(self.layers_a)} × {len(self.layers_b)} layers, {self.num_examples:,} examples"
+        found = [value.debiased for value in self.same_layers().values()]
+        mean = f"; CKA of equal layers {sum(found) / len(found):.3f}" if found else ""
+        return f"Similarity({shape}{mean})"
+
     def same_layers(self) -> dict[str, "Value"]:
         """Of each layer with that of the same name, in the order of A."""
         tables = torch.stack([self.debiased, self.biased, self.stderr], dim=-1)

@@ -67,6 +67,11 @@ class Surface:
     batch_stats: BatchStats | None = None
     num_examples: int | None = None
 
+    def __repr__(self) -> str:
+        points, losses = " × ".join(map(str, self.losses.shape)), self.losses
+        of = f"{self.split} loss".strip()
+        return f"Surface({points} points, {of} {losses.min():.4g} to {losses.max():.4g}, {self.description})"
+
     @property
     def losses(self) -> Tensor:
         """The mean loss at each point, ``(X, Y)`` or ``(X,)``."""

@@ -35,6 +35,11 @@ class Trajectory:
     steps: Sequence[int]
     name: str = ""
 
+    def __repr__(self) -> str:
+        states, size = self.points.shape
+        name = f"{self.name!r}, " if self.name else ""
+        return f"Trajectory({name}{states} states of {size:,} numbers, steps {self.steps[0]} to {self.steps[-1]})"
+
 
 @dataclass(frozen=True, eq=False)
 class Components:
@@ -55,6 +60,11 @@ class Components:
     distances: Sequence[Tensor] = field(repr=False)
     _weights: Tensor = field(repr=False)
     """Of the snapshots in each direction, ``(N, k)``."""
+
+    def __repr__(self) -> str:
+        count, states = self.coordinates[0].shape[1], sum(len(run.points) for run in self.trajectories)
+        share = float(self.shares[:count].sum())
+        return f"Components({count} of {states} states of {len(self.trajectories)} runs, {share:.1%} of the variance)"
 
     @cached_property
     def directions(self) -> Tensor:

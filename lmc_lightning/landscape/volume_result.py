@@ -110,6 +110,12 @@ class Volume:
     num_reentrant: int = 0
     num_checked: int = 0
 
+    def __repr__(self) -> str:
+        if self.cutoff:
+            return f"Volume(τ = {self.tau:g}: θ is not inside)"
+        rays = f"{len(self.radii)} rays, {self.fraction_censored:.0%} censored"
+        return f"Volume(τ = {self.tau:g}: log volume {self.log_volume:.5g}, {rays})"
+
     @property
     def log_ball(self) -> float:
         """Log volume of the unit ball in P dimensions, ½P log π − log Γ(½P + 1)."""

@@ -1,10 +1,15 @@
 """What there is to show, as values that no logger has a hand in."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
+from PIL import Image
+
+COLORS, NOT_SEEN = 128, 0.7
+"""Size of a palette, and its mean error [of 255 levels] that nobody sees: figures have 0.02 to 0.6, photographs 2."""
 
 
 @dataclass(frozen=True)
@@ -64,3 +69,16 @@ class Embedding:
     """Names of the columns; ``__next__`` holds the index of the following row and draws lines."""
     rows: Sequence[Sequence[Any]]
     """``N`` rows of metadata."""
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A picture ``(height, width, 3)`` uint8 as PNG, in 128 colours where these are enough: 3 times smaller.
+
+    Photographs, which a palette would spoil, keep all their colours.
+    """
+    image = Image.fromarray(picture)
+    reduced = image.quantize(COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    error = np.abs(np.asarray(reduced.convert("RGB"), dtype=np.int16) - picture).mean()
+    buffer = io.BytesIO()
+    (reduced if error < NOT_SEEN else image).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()

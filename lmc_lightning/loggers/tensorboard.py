@@ -1,13 +1,16 @@
 """The cases of ``TensorBoardLogger``."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import FileWriter
+from torch.utils.tensorboard.summary import hparams
 
-from lmc_lightning.loggers.items import Band, Chart, Embedding, Layout, Mesh, Scalars
-from lmc_lightning.loggers.png import png
+from lmc_lightning.loggers.items import Band, Chart, Embedding, Layout, Mesh, Scalars, png
 
 BINS = 100
 """More than the viewer draws; the default of torch takes six times the space."""
@@ -72,3 +75,32 @@ def _chart(chart: Chart | Band) -> tuple[str, list[Any]]:
     if isinstance(chart, Band):
         return f"{chart.title} ± 2 standard errors", ["Margin", [chart.key, f"{chart.key}/low", f"{chart.key}/high"]]
     return chart.title, ["Multiline", [f"^(?:{tag})$" for tag in chart.tags]]
+
+
+def log_hparams(logger: Any, metrics: Sequence[str]) -> None:
+    """For the tab of hyper-parameters; with ``default_hp_metric``, Lightning has written them itself."""
+    saved = getattr(logger, "hparams", None)
+    if saved and not getattr(logger, "_default_hp_metric", False):
+        write_hparams(Path(logger.log_dir), hparams(_flat(saved), dict.fromkeys(metrics, 0.0)))
+
+
+def write_hparams(folder: Path, summaries: Sequence[Any]) -> None:
+    """What the tab of hyper-parameters is told of a run or a study, in a file of its own in place of an earlier one."""
+    suffix = ".hparams"
+    for old in folder.glob(f"events.out.tfevents.*{suffix}"):
+        old.unlink()
+    writer = FileWriter(str(folder), filename_suffix=suffix)
+    for summary in summaries:
+        writer.add_summary(summary)
+    writer.close()
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested mappings as ``a/b``; what is neither number nor text as its text."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{before}{key}/")
+        else:
+            found[f"{before}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found

@@ -16,17 +16,19 @@ def figure_data(figure: Figure) -> dict[str, np.ndarray]:
     """Arrays by the labels of what is drawn, with ``text``: title and names of the axes.
 
     Lines, points and outlines are ``(n, 2)`` in data coordinates, with rows of NaN between pieces; bars ``(n, 4)``: x,
-    y, width, height; maps ``(rows, columns)``. Of several axes each has its number in front.
+    y, width, height; maps ``(rows, columns)``; all in single precision. Of several axes each has its number in
+    front, and of those in three dimensions, whose artists know projections only, there is the text.
     """
     found: dict[str, np.ndarray] = {}
     for number, ax in enumerate(figure.axes):
         place = "" if len(figure.axes) == 1 else f"axes_{number}/"
         found[f"{place}text"] = np.array([ax.get_title(loc="left"), ax.get_xlabel(), ax.get_ylabel()])
-        for artist in ax.get_children():
+        for artist in ax.get_children() if ax.name != "3d" else ():
             for kind, values in _arrays_of(artist):
                 label = str(artist.get_label()).replace("/", "_")
-                name = place + (kind if not label or label.startswith("_") else label)
-                found[_free(name, found)] = values
+                of_label = f"{label}_colors" if kind == "colors" else label
+                name = kind if not label or label.startswith("_") else of_label
+                found[_free(place + name, found)] = values
         bars = [p.get_bbox().bounds for p in ax.patches if isinstance(p, Rectangle)]
         if bars:
             found[f"{place}bars"] = np.array(bars)
@@ -50,7 +52,8 @@ def _arrays_of(artist: Artist) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _plain(values: Any) -> np.ndarray:
-    return np.ma.filled(np.ma.asarray(values), np.nan) if np.ma.isMaskedArray(values) else np.asarray(values)
+    array = np.ma.filled(np.ma.asarray(values), np.nan) if np.ma.isMaskedArray(values) else np.asarray(values)
+    return array.astype(np.float32)
 
 
 def _free(name: str, taken: dict[str, np.ndarray]) -> str:

@@ -1,0 +1,72 @@
+"""Two states of a network compared by what their layers represent."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import nan
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from lmc_lightning.landscape.layer_outputs import representations
+from lmc_lightning.landscape.paths import Endpoint
+from lmc_lightning.landscape.similarity import Representation, Similarity, similarity
+from lmc_lightning.landscape.states import StateEvaluator
+from lmc_lightning.plotting.similarity import plot_similarity
+from lmc_lightning.plotting.style import figure_of
+from lmc_lightning.recording import Quantity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class SimilarityComparison:
+    """What pairs of states are compared by; each state is run once."""
+
+    states: StateEvaluator
+    layers: Sequence[str] | None = None
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    """The evidence that all its numbers share."""
+    extras: tuple[str, ...] = ()
+    _known: WeakKeyDictionary[Endpoint, dict[str, Representation]] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
+
+    def between(self, end_a: Endpoint, end_b: Endpoint) -> Similarity:
+        """CKA of every layer of one state with every layer of the other."""
+        return similarity(self._represented(end_a), self._represented(end_b))
+
+    def _represented(self, end: Endpoint) -> dict[str, Representation]:
+        if end not in self._known:
+            self._known[end] = representations(self.states.objective, end.theta, end.buffers, layers=self.layers)
+        return self._known[end]
+
+
+def similarity_quantities(found: Similarity, key: str, inputs: str) -> list[Quantity]:
+    """The mean over layers under a key, and each layer under a longer one."""
+    by_layer = found.same_layers()
+    shared = {"layers": len(by_layer), "rows": found.num_examples, "inputs": inputs}
+    means = [fmean(v) for v in zip(*by_layer.values(), strict=True)] or [nan, nan]
+    quantities = [Quantity(key, means[0], evidence={**shared, "biased": means[1]})]
+    for layer, value in by_layer.items():
+        evidence = {**shared, "biased": value.biased}
+        quantities.append(Quantity(f"{key}/{layer}", value.debiased, value.stderr, evidence=evidence, log="value"))
+    return quantities
+
+
+def similarity_arrays(found: Similarity) -> dict[str, np.ndarray]:
+    """The map of every layer with every layer, and what its rows and columns are."""
+    names = {name: np.array(getattr(found, name), dtype=str) for name in ("layers_a", "layers_b")}
+    return {name: getattr(found, name).numpy() for name in ("debiased", "biased", "stderr")} | names
+
+
+def similarity_figure(found: Similarity, names: tuple[str, str], inputs: str) -> Callable[[], "Figure"]:
+    """The map, drawn when called."""
+    return partial(_drawn, found, names, "inputs mixed up" if inputs == "mixup" else "")
+
+
+def _drawn(found: Similarity, names: tuple[str, str], caption: str) -> "Figure":
+    return figure_of(plot_similarity(found, names=names, caption=caption))
