@@ -1,6 +1,6 @@
 """How two trained cells are compared."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmc_lightning.callbacks.offline import interpolation_barrier
+from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.offline import interpolation_barrier, measure
 from lmc_lightning.callbacks.offline_landscape import connect, minima_volumes
 from lmc_lightning.callbacks.offline_similarity import representation_similarity
 from lmc_lightning.callbacks.representation_similarity import NUM_EXAMPLES
 from lmc_lightning.experiments.build import build
+from lmc_lightning.experiments.classes import resolve
 from lmc_lightning.experiments.study import Config
-from lmc_lightning.landscape.barrier import DEFINITIONS
+from lmc_lightning.landscape.barrier import DEFINITIONS, on_fewer_points
 from lmc_lightning.landscape.curves import CurveTraining
 from lmc_lightning.landscape.matching import Method
 from lmc_lightning.landscape.paths import NUM_POINTS
@@ -53,6 +55,25 @@ def trained(config: Config, folder: Path, weights: str) -> Trained:
     objects = build(config, folder, resumable=False, enable_checkpointing=False, logger=False)
     objects.model.load_state_dict(torch.load(folder / weights, map_location="cpu", weights_only=True))
     return Trained(objects.model, objects.datamodule)
+
+
+def measured(network: Trained, callbacks: Sequence[Config]) -> dict[str, float]:
+    """What callbacks of this package, by class and arguments, give for a trained cell on its training data.
+
+    Raises:
+        ValueError: there is no such callback, or two log under one name.
+    """
+    found: dict[str, float] = {}
+    for config in callbacks:
+        kind = resolve(config["class_path"])
+        if kind is None or not issubclass(kind, MeasurementCallback):
+            raise ValueError(f"Networks are measured by callbacks of this package, not by {config['class_path']!r}.")
+        callback = kind(**config.get("init_args", {}))
+        numbers = measure(network.module, network.batches("train", callback.num_examples, callback.seed), [callback])
+        if twice := found.keys() & numbers.keys():
+            raise ValueError(f"Two of `measured` give {min(twice)!r}. Give one of them a name=.")
+        found |= numbers
+    return found
 
 
 def barrier(
@@ -94,9 +115,13 @@ def curve(
     curve_examples: int | None = None,
     batch_size: int = 128,
     num_points: int = NUM_POINTS,
+    paper_points: int | None = None,
     **training: Any,
 ) -> dict[str, float]:
-    """Barriers, maxima and means along a curve trained between two cells, on the first one's data."""
+    """Barriers, maxima and means along a curve trained between two cells, on the first one's data.
+
+    With ``paper_points`` the barriers on so many of the points too, ending in ``/paper``.
+    """
     found = connect(
         first.module,
         second.module,
@@ -112,6 +137,9 @@ def curve(
         for metric, along in metrics.items():
             levels = found.levels[split][metric]
             numbers |= {f"curve/{split}_{metric}/{name}": getattr(along, name) for name in DEFINITIONS}
+            if paper_points is not None:
+                few = on_fewer_points(along, paper_points)
+                numbers |= {f"curve/{split}_{metric}/{name}/paper": value for name, value in few.items()}
             numbers |= {f"curve/{split}_{metric}/{name}": getattr(levels, name) for name in ("max", "mean", "arc_mean")}
     return numbers
 

@@ -32,17 +32,20 @@ class Cell:
         config: of LightningCLI, whole.
         overrides: what the study varies, by dotted key: this cell's value, or that of ``base``.
         seed: of this repetition; None where the study has no seeds.
+        measured: callbacks that measure the trained network.
     """
 
     config: Config
     overrides: Overrides
     seed: int | None = None
+    measured: Sequence[Config] = ()
 
     @cached_property
     def id(self) -> str:
         """A hash of the part of the configuration that differs from defaults: it survives new options with defaults."""
         trainer = {k: v for k, v in self.config.get("trainer", {}).items() if k not in _NOT_IN_IDENTITY}
-        told = without_defaults({**self.config, "trainer": trainer})
+        afterwards = {"measured": [*self.measured]} if self.measured else {}
+        told = without_defaults({**self.config, "trainer": trainer, **afterwards})
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -85,6 +88,8 @@ class Study:
         seed_keys: the dotted keys that a repetition's seed is written to.
         branches: arguments of ``CheckpointBranching``; its children and their barriers are tasks of their own. An
             ``InterpolationBarrier`` is added where the base has none.
+        measured: callbacks, as in ``trainer.callbacks``, that measure the trained network. That is the last one or,
+            with a ``ModelCheckpoint`` that has a ``monitor`` among the base's callbacks, the best one.
         pairs: which trained cells are compared, and how.
         threads: of every task, so that numbers are the same wherever it runs.
 
@@ -100,6 +105,7 @@ class Study:
     seeds: Sequence[int] = ()
     seed_keys: Sequence[str] = ("seed_everything",)
     branches: Mapping[str, Any] | None = None
+    measured: Sequence[Config] = ()
     pairs: Sequence[Pairing] = ()
     threads: int = 1
 
@@ -164,7 +170,7 @@ class Study:
                     config = with_overrides(config, dict.fromkeys(self.seed_keys, seed))
                 if self.branches is not None:
                     config = _with_branches(config, {"seed": seed or 0, **self.branches})
-                cell = Cell(config, {**usual, **overrides}, seed)
+                cell = Cell(config, {**usual, **overrides}, seed, self.measured)
                 found.setdefault(cell.id, cell)
         return tuple(found.values())
 
