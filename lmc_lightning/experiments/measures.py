@@ -13,6 +13,7 @@ from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.offline import interpolation_barrier, measure
 from lmc_lightning.callbacks.offline_landscape import connect, minima_volumes
 from lmc_lightning.callbacks.offline_similarity import representation_similarity
+from lmc_lightning.callbacks.offline_surface import loss_surface
 from lmc_lightning.callbacks.representation_similarity import NUM_EXAMPLES
 from lmc_lightning.experiments.build import build
 from lmc_lightning.experiments.classes import resolve
@@ -189,11 +190,28 @@ def volume(
     return numbers
 
 
+def plane(
+    first: Trained, second: Trained, *, path: Path, split: str = "test", num_examples: int | None = 1024, **options: Any
+) -> dict[str, float]:
+    """The loss on the plane through two cells and a random direction: its range; the surface itself is in a file."""
+    statistics = first.batches("train", num_examples)
+    options = {"train_dataloader": statistics, "num_examples": num_examples, "split": split, **options}
+    found = loss_surface(
+        first.module, first.batches(split, num_examples), through=[second.module], path=path, **options
+    )
+    losses = found.losses[found.losses.isfinite()]
+    return {"plane/loss_min": float(losses.min()), "plane/loss_max": float(losses.max())}
+
+
+IN_FILES = ("plane",)
+"""Measures that write a file too, and take its ``path``."""
+
 MEASURES: Mapping[str, Callable[..., dict[str, float]]] = {
     "aligned_barrier": aligned_barrier,
     "barrier": barrier,
     "curve": curve,
     "distance": distance,
+    "plane": plane,
     "similarity": similarity,
     "volume": volume,
 }

@@ -63,15 +63,17 @@ class Pairing:
     Args:
         across: ``"seed"``, or a dotted key that the study varies.
         measures: name of each measure (``"barrier"``, ``"similarity"``, ``"curve"``) and its arguments.
-        where: only cells with these overrides.
+        where: only cells whose configuration has these values at dotted keys.
         against: compare every cell with the one that has this value of ``across``, which comes first; by default every
             two cells.
+        itself: with ``against``, compare that cell with itself too.
     """
 
     measures: Mapping[str, Mapping[str, Any]]
     across: str = "seed"
     where: Mapping[str, Any] = field(default_factory=dict)
     against: Any = None
+    itself: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class Study:
         for pairing in self.pairs:
             groups: dict[str, list[Cell]] = {}
             for cell in self.cells():
-                if all(cell.overrides.get(key) == value for key, value in pairing.where.items()):
+                if all(value_at(cell.config, key) == value for key, value in pairing.where.items()):
                     groups.setdefault(_all_but(cell, pairing.across), []).append(cell)
             found += [(a, b, pairing) for cells in groups.values() for a, b in _pairs(cells, pairing)]
         return found
@@ -216,7 +218,7 @@ def _pairs(cells: Sequence[Cell], pairing: Pairing) -> Iterator[tuple[Cell, Cell
         yield from combinations(cells, 2)
         return
     first = [c for c in cells if {**c.overrides, "seed": c.seed}.get(pairing.across) == pairing.against]
-    yield from ((a, b) for a in first for b in cells if b is not a)
+    yield from ((a, b) for a in first for b in cells if b is not a or pairing.itself)
 
 
 def _all_but(cell: Cell, across: str) -> str:

@@ -25,7 +25,7 @@ from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.experiments.build import LAST, ResumableNoise, build
-from lmc_lightning.experiments.measures import MEASURES, Trained, measured, trained
+from lmc_lightning.experiments.measures import IN_FILES, MEASURES, Trained, measured, trained
 from lmc_lightning.experiments.study import Cell, Study
 from lmc_lightning.recording import plain
 from lmc_lightning.summary import failed
@@ -162,6 +162,11 @@ def cell_folder(folder: Path, cell_id: str) -> Path:
     return folder / "cells" / cell_id
 
 
+def pair_file(folder: Path, task_id: str, measure: str) -> Path:
+    """What a measure of a pair writes beside its numbers."""
+    return folder / "pairs" / task_id / f"{measure}.npz"
+
+
 def _train(task: Task, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
     (cell,) = cells
     home = cell_folder(folder, cell.id)
@@ -189,11 +194,12 @@ def _with_best_weights(objects: Any) -> dict[str, float]:
         return {}
     content = torch.load(callbacks[0].best_model_path, map_location="cpu", weights_only=False)
     objects.model.load_state_dict(content["state_dict"])
-    found = {"kept_epoch": content["epoch"] + 1}
+    best = callbacks[0].best_model_score
+    found: dict[str, float] = {"kept_epoch": content["epoch"] + 1, str(callbacks[0].monitor): float(best)}  # type: ignore[arg-type]
     if objects.trainer.enable_validation:
         quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         alone = pl.Trainer(**quiet, accelerator=objects.trainer.accelerator, devices=1)
-        found |= alone.validate(objects.model, objects.datamodule, verbose=False)[0]
+        found |= dict(alone.validate(objects.model, objects.datamodule, verbose=False)[0])
     return found
 
 
@@ -255,7 +261,8 @@ def _compare(task: Task, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
     for name, options in task.measures.items():
         if name not in MEASURES:
             raise ValueError(f"A pair is measured by {', '.join(MEASURES)}, not by {name!r}.")
-        found |= MEASURES[name](first, second, **options)
+        place = {"path": pair_file(folder, task.id, name)} if name in IN_FILES else {}
+        found |= MEASURES[name](first, second, **options, **place)
     return found
 
 
