@@ -1,11 +1,10 @@
 import pytest
 import torchvision.datasets
 
+from lmc_lightning.data import DATA_MODULES, build_datamodule
 from lmc_lightning.data import __main__ as command_line
-from lmc_lightning.data import build_datamodule
 from lmc_lightning.data.datamodule import VisionDataModule
 from lmc_lightning.data.download import DOWNLOADS, download
-from lmc_lightning.data.registry import DATA_MODULES
 
 
 def record_calls(monkeypatch, name: str) -> list[tuple[tuple, dict]]:
