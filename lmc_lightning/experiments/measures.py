@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.offline import interpolation_barrier, measure
+from lmc_lightning.callbacks.offline import interpolation_barriers, measure
 from lmc_lightning.callbacks.offline_landscape import connect, minima_volumes
 from lmc_lightning.callbacks.offline_similarity import representation_similarity
 from lmc_lightning.callbacks.offline_surface import loss_surface
@@ -87,23 +88,20 @@ def barrier(
     **options: Any,
 ) -> dict[str, float]:
     """Every convention of the barrier on the line between two cells, on the first one's data."""
-    train = first.batches("train", num_examples)
+    lines = interpolation_barriers(
+        first.module,
+        second.module,
+        {split: first.batches(split, num_examples) for split in splits},
+        train_dataloader=first.batches("train", num_examples),
+        num_examples=num_examples,
+        metrics=metrics,
+        **options,
+    )
     found: dict[str, float] = {}
-    for split in splits:
-        for metric in metrics:
-            data = first.batches(split, num_examples)
-            line = interpolation_barrier(
-                first.module,
-                second.module,
-                data,
-                train_dataloader=train,
-                num_examples=num_examples,
-                metric=metric,
-                **options,
-            )
-            key = f"barrier/{split}_{metric}"
-            found |= {key if name == "barrier" else f"{key}/{name}": getattr(line, name) for name in DEFINITIONS}
-            found[f"{key}_stderr"] = line.stderr_data["barrier"]
+    for split, metric in product(splits, metrics):
+        key, line = f"barrier/{split}_{metric}", lines[split][metric]
+        found |= {key if name == "barrier" else f"{key}/{name}": getattr(line, name) for name in DEFINITIONS}
+        found[f"{key}_stderr"] = line.stderr_data["barrier"]
     return found
 
 
