@@ -68,7 +68,7 @@ def _figures(folder: Path, table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
 def _ways(folder: Path, cells: pd.DataFrame) -> Iterator[tuple[str, Any]]:
     """Runs that differ in their seed alone: their ways on one plane over the true loss, and where they end."""
     done = cells[cells["task_status"] == "completed"].sort_values("seed") if "seed" in cells else cells[:0]
-    homes = {f"seed {row.seed}": cell_folder(folder, row.cell) for row in done.itertuples()}
+    homes = {f"seed {row.seed}": cell_folder(folder, str(row.cell)) for row in done.itertuples()}
     if len(homes) < 2 or not all((home / "lmc" / "trajectory").is_dir() for home in homes.values()):
         return
     ways = [read_trajectory(home / "lmc" / "trajectory", name) for name, home in homes.items()]
@@ -90,5 +90,5 @@ def _planes(folder: Path, table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
     first = table[(table["kind"] == "pair") & (table["name"] == "plane/loss_max")].drop_duplicates(varied(table))
     for number, row in enumerate(first.itertuples()):
         setting = ", ".join(f"{name}={getattr(row, name)}" for name in varied(table))
-        surface = load_surface(pair_file(folder, row.task, "plane"))
+        surface = load_surface(pair_file(folder, str(row.task), "plane"))
         yield f"plane_{number}", figure_of(plot_contours(surface, title=f"Two minima. {setting}"))

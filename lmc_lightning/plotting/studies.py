@@ -62,13 +62,14 @@ def plot_correlations(found: pd.DataFrame, ax: Axes | None = None, *, title: str
     with style():
         ax = ax if ax is not None else new_axes((2.8 + 1.05 * len(columns), 1.5 + 0.26 * len(metrics)))
         table = np.full((len(metrics), len(columns)), np.nan)
-        for row in found.itertuples():
-            i, j = metrics.index(row.metric), columns.index((row.target, row.scope))
-            table[i, j] = row.r
-            if np.isfinite(row.r):
-                weight = "bold" if row.low > 0 or row.high < 0 else "normal"
-                ink = "white" if abs(row.r) > 0.65 else INK
-                ax.text(j, i, f"{row.r:.2f}", ha="center", va="center", fontsize=8, color=ink, fontweight=weight)
+        names = found[["metric", "target", "scope"]].to_numpy(str)
+        for (metric, *column), (r, low, high) in zip(names, found[["r", "low", "high"]].to_numpy(float), strict=True):
+            i, j = metrics.index(metric), columns.index((column[0], column[1]))
+            table[i, j] = r
+            if np.isfinite(r):
+                weight = "bold" if low > 0 or high < 0 else "normal"
+                ink = "white" if abs(r) > 0.65 else INK
+                ax.text(j, i, f"{r:.2f}", ha="center", va="center", fontsize=8, color=ink, fontweight=weight)
         colours = mpl.colormaps["RdBu"].with_extremes(bad=BLANK)
         ax.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=-1, vmax=1, aspect="auto")
         ax.grid(visible=False)
