@@ -40,20 +40,14 @@ ALLOWED = {
     "experiments": {
         "types",
         "core",
-        "linalg",
         "landscape",
         "branching",
-        "schedule",
         "recording",
-        "loggers",
-        "media",
         "plotting",
         "summary",
         "callbacks",
         "models",
         "data",
-        "optim",
-        "experiments",
     },
 }
 LIGHTNING_IN = ("callbacks", "branching", "recording", "models/classifier.py", "data", "experiments")

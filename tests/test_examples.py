@@ -50,7 +50,7 @@ def run(name: str, *arguments: str, folder: Path) -> "subprocess.CompletedProces
 
 def test_every_example_is_tested() -> None:
     scripts = [path for path in EXAMPLES.glob("*.py") if path.stem != "tour"]  # a notebook, see test_tour.py
-    assert {path.stem for path in scripts} == {"quickstart", "attach", "two_networks", "branching_study"}
+    assert {path.stem for path in scripts} == {"quickstart", "attach", "two_networks"}
     assert all(len(path.read_text().splitlines()) < 120 for path in scripts)
 
 
@@ -85,20 +85,6 @@ def test_the_other_examples_run(
     shown = capsys.readouterr().out
     assert words in shown
     assert "failed" not in shown
-
-
-@pytest.mark.usefixtures("seeded")
-def test_the_branching_study_compares_each_child_with_its_trunk_after_every_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--small", "--dataset", "digits", "--num-examples", "64", "--log-dir", str(tmp_path / "logs")]
-    monkeypatch.setattr(sys, "argv", ["branching_study.py", "lenet5_mnist", *options, "--replicates", "1"])
-    assert load("branching_study").main() == 0
-    shown = capsys.readouterr().out
-    pairs = [line.split()[:3] for line in shown[shown.index("Barriers") :].splitlines()[2:] if line]
-    assert [p for p in pairs if p[0].isdigit()] == [
-        [str(k1), "0", str(later)] for k1 in (0, 1, 2) for later in range(k1, 5)
-    ]
 
 
 @pytest.mark.usefixtures("seeded")

@@ -14,9 +14,10 @@ from lmc_lightning.callbacks.guards import check_alike, check_choice, check_loss
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split, between
 from lmc_lightning.callbacks.probes import draw, to_device
 from lmc_lightning.landscape.alignment import Alignment
-from lmc_lightning.landscape.barrier import Barrier, NumPoints, barrier_between
+from lmc_lightning.landscape.barrier import Barrier, NumPoints, barriers_on, line_profiles
 from lmc_lightning.landscape.matching import METHODS, Method
 from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
+from lmc_lightning.landscape.states import StateEvaluator
 from lmc_lightning.types import BatchWeight, LossFn
 
 
@@ -113,6 +114,45 @@ def interpolation_barrier(
         ValueError: the modules differ in names or shapes of their parameters or in frozen ones, or a plain module comes
             without ``loss_fn``.
     """
+    found = interpolation_barriers(
+        module_a,
+        module_b,
+        {"": dataloader},
+        loss_fn=loss_fn,
+        train_dataloader=train_dataloader,
+        num_points=num_points,
+        num_examples=num_examples,
+        batch_stats=batch_stats,
+        parameters=parameters,
+        batch_weight=batch_weight,
+        metrics=[metric],
+        align=align,
+        seed=seed,
+    )
+    return found[""][metric]
+
+
+def interpolation_barriers(
+    module_a: nn.Module,
+    module_b: nn.Module,
+    dataloaders: Mapping[str, Iterable[Any]],
+    *,
+    loss_fn: LossFn | None = None,
+    train_dataloader: Iterable[Any] | None = None,
+    num_points: NumPoints = NUM_POINTS,
+    num_examples: int | None = 2048,
+    batch_stats: BatchStats | None = None,
+    parameters: list[str] | None = None,
+    batch_weight: BatchWeight | None = None,
+    metrics: Sequence[str] | None = None,
+    align: Method | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, Barrier]]:
+    """Barriers by split and metric: :func:`interpolation_barrier` with one matching and one path for all.
+
+    ``dataloaders`` are by split, of which the first stands in for ``train_dataloader``; ``metrics`` are all that are
+    known by default. Everything else is as there.
+    """
     check_loss(module_a, loss_fn)
     check_alike(module_a, module_b, parameters)
     common: dict[str, Any] = {
@@ -121,26 +161,22 @@ def interpolation_barrier(
         "batch_weight": batch_weight,
         "seed": seed,
     }
-    batches = to_device(draw(dataloader, num_examples, seed), module_a)
-    objective = objective_of(module_a, batches, **common)
+    drawn = {split: to_device(draw(loader, num_examples, seed), module_a) for split, loader in dataloaders.items()}
+    objectives = {split: objective_of(module_a, batches, **common) for split, batches in drawn.items()}
+    batches = next(iter(drawn.values()))
     if train_dataloader is not None:
         batches = to_device(draw(train_dataloader, num_examples, seed), module_a)
     stats_objective = objective_of(module_a, batches, mode="train", keep_batches=True, **common)
-    states = {**dict(module_b.named_parameters()), **dict(module_b.named_buffers())}
-    end_a, end_b = endpoint_of(objective), endpoint_of(objective, states)
+    first, tensors = (
+        next(iter(objectives.values())),
+        {**dict(module_b.named_parameters()), **dict(module_b.named_buffers())},
+    )
+    end_a, end_b = endpoint_of(first), endpoint_of(first, tensors)
     if align is not None:
         check_choice("align", align, METHODS)
         end_b, _ = Alignment(align, objective_of(module_a, batches, **common), seed=seed).aligned(end_a, end_b)
-    found = barrier_between(
-        objective,
-        end_a,
-        end_b,
-        num_points=num_points,
-        batch_stats=batch_stats,
-        stats_objective=stats_objective,
-        metrics=[metric],
-    )
-    return found[metric]
+    states = StateEvaluator.with_default_policy(objectives, batch_stats=batch_stats, stats_objective=stats_objective)
+    return barriers_on(line_profiles(states, end_a, end_b, num_points=num_points), metrics)
 
 
 def with_checkpoint(module: nn.Module, path: str | Path) -> nn.Module:

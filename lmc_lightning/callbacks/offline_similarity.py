@@ -35,7 +35,8 @@ def representation_similarity(
         module_a: a LightningModule, or any ``nn.Module`` together with ``loss_fn``.
         module_b: another, on the same device.
         dataloader: the examples.
-        layers: name patterns of submodules, and ``"logits"``; by default all leaf modules with parameters.
+        layers: name patterns of submodules, ``"logits"`` and ``"softmax"``, their probabilities; by default all leaf
+            modules with parameters.
         layers_b: of ``module_b``, where they differ.
         inputs: ``"data"``, or ``"mixup"``: mixtures of two examples each, λ ~ Beta(16, 16).
         num_examples: ``None`` for all.

@@ -62,8 +62,8 @@ class RepresentationSimilarity(StatePairs):
         reference: ``"initial"``, ``"previous"`` (the last visit), ``"average"`` (of the weights, by one of Lightning's
             averaging callbacks) or the path of a checkpoint; only without branching.
         pairs: ``"trunk"``: each child with the trunk; ``"siblings"``: the children of a branch point with each other.
-        layers: name patterns of submodules whose outputs are compared, and ``"logits"``; by default all leaf modules
-            with parameters, or the logits where no such module runs.
+        layers: name patterns of submodules whose outputs are compared, ``"logits"`` and ``"softmax"``, their
+            probabilities; by default all leaf modules with parameters, or the logits where no such module runs.
         inputs: ``"data"``, or ``"mixup"``: mixtures of two examples each, λ ~ Beta(16, 16) (arXiv 2107.11228).
         num_examples: n, the size of the probe set.
         **common: see :class:`MeasurementCallback`.

@@ -72,11 +72,22 @@ class TappedLoss:
     @property
     def confidences(self) -> Tensor | None:
         """Largest predicted probability of each example ``(n,)``, float64, for losses over classes."""
-        if self.kind not in _CLASS_LOSSES.values():
+        p = self.probabilities
+        if p is None or self.kind not in _CLASS_LOSSES.values():
             return None
-        log_p = self.outputs.detach().double()
-        log_p = log_p.log_softmax(1) if self.kind == "cross_entropy" else log_p
-        return log_p.amax(1).exp().reshape(len(log_p), -1).mean(1)
+        return p.amax(1).reshape(len(p), -1).mean(1)
+
+    @property
+    def probabilities(self) -> Tensor | None:
+        """What the network predicts, float64, of the shape of ``outputs``; ``None`` for losses over no classes."""
+        outputs = self.outputs.detach().double()
+        if self.kind == "cross_entropy":
+            return outputs.softmax(1)
+        if self.kind == "nll_loss":
+            return outputs.exp()
+        if self.kind.startswith("binary"):
+            return outputs.sigmoid() if self.kind.endswith("logits") else outputs
+        return None
 
 
 class LossTap(TorchFunctionMode):

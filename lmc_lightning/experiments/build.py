@@ -62,7 +62,8 @@ def build(config: Config, folder: Path, *, resumable: bool = True, **trainer: An
         config: of LightningCLI; classes of this package and of Lightning may be named without their path.
         folder: where the run logs and writes, unless the configuration says otherwise.
         resumable: keep the last checkpoint, and random states in it, so that an interrupted run goes on exactly.
-        **trainer: arguments of the Trainer that take precedence.
+        **trainer: arguments of the Trainer that take precedence; with ``enable_checkpointing=False`` a
+            ``ModelCheckpoint`` of the configuration is left out.
     """
     import_ours()
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(folder)}
@@ -70,6 +71,10 @@ def build(config: Config, folder: Path, *, resumable: bool = True, **trainer: An
     if chosen.get("logger") in (None, True):
         where = {"save_dir": str(folder.parent), "name": "", "version": folder.name, "default_hp_metric": False}
         chosen["logger"] = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": where}
+    if chosen.get("enable_checkpointing") is False:
+        chosen["callbacks"] = [
+            c for c in chosen.get("callbacks") or () if not c["class_path"].endswith("ModelCheckpoint")
+        ]
     own: list[Callback] = []
     if resumable and chosen.get("enable_checkpointing") is not False:
         # The last checkpoint alone, replaced at the end of every epoch.

@@ -36,6 +36,10 @@ class Finding:
 _SIGNS: dict[Verdict, str] = {"ok": "✓", "note": "·", "problem": "✗"}
 
 
+def _found(name: str, good: bool, if_good: str, if_not: str, otherwise: Verdict = "note") -> Finding:
+    return Finding(name, "ok", if_good) if good else Finding(name, otherwise, if_not)
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """All that was looked at, in order."""
@@ -120,15 +124,13 @@ def _step(subject: _Subject) -> Iterator[Finding]:
 
 
 def _data(subject: _Subject) -> Iterator[Finding]:
-    if hasattr(subject.datamodule, "probe_batches"):
-        yield Finding("data", "ok", "the datamodule gives the probe set: no loader is touched")
-    else:
-        yield Finding(
-            "data",
-            "note",
-            "the probe set will be cloned from the first training batches, augmentation included; a datamodule with "
-            "probe_batches(split, num_examples, seed), or probe_dataloader=, gives a fixed one",
-        )
+    yield _found(
+        "data",
+        hasattr(subject.datamodule, "probe_batches"),
+        "the datamodule gives the probe set: no loader is touched",
+        "the probe set will be cloned from the first training batches, augmentation included; a datamodule with "
+        "probe_batches(split, num_examples, seed), or probe_dataloader=, gives a fixed one",
+    )
 
 
 def _determinism(subject: _Subject) -> Iterator[Finding]:
@@ -136,14 +138,13 @@ def _determinism(subject: _Subject) -> Iterator[Finding]:
     theta = objective.theta()
     losses = {float(objective.loss(theta)) for _ in range(3)}
     gradients = {digest(objective.grad(theta)) for _ in range(2)}
-    if len(losses) == len(gradients) == 1:
-        yield Finding("determinism", "ok", "loss and gradient are the same, bit for bit, at every evaluation")
-    else:
-        yield Finding(
-            "determinism",
-            "problem",
-            f"evaluations at one θ differ (losses {sorted(losses)}): the step draws from what cannot be seeded",
-        )
+    yield _found(
+        "determinism",
+        len(losses) == len(gradients) == 1,
+        "loss and gradient are the same, bit for bit, at every evaluation",
+        f"evaluations at one θ differ (losses {sorted(losses)}): the step draws from what cannot be seeded",
+        otherwise="problem",
+    )
 
 
 def _batching(subject: _Subject) -> Iterator[Finding]:
@@ -153,31 +154,25 @@ def _batching(subject: _Subject) -> Iterator[Finding]:
         yield Finding("batching", "note", "examples cannot be counted: means are over batches, which stay whole")
         return
     a, b = whole.baseline.loss, small.baseline.loss
-    if small.additive and abs(a - b) <= ADDITIVITY_TOLERANCE * abs(a):
-        yield Finding("batching", "ok", "the loss is a mean over examples: numbers do not depend on the batch size")
-    else:
-        yield Finding(
-            "batching",
-            "note",
-            "the loss of a batch is no mean over its examples (contrastive, batch statistics): batches stay whole, and "
-            "numbers depend on their size",
-        )
+    yield _found(
+        "batching",
+        small.additive and abs(a - b) <= ADDITIVITY_TOLERANCE * abs(a),
+        "the loss is a mean over examples: numbers do not depend on the batch size",
+        "the loss of a batch is no mean over its examples (contrastive, batch statistics): batches stay whole, and "
+        "numbers depend on their size",
+    )
     if has_batch_norm(subject.module):
         yield Finding("BatchNorm", "note", "on running statistics; on paths between networks they are recomputed")
 
 
 def _outputs(subject: _Subject) -> Iterator[Finding]:
-    if subject.objective().baseline.example_losses is not None:
-        yield Finding(
-            "loss", "ok", "seen inside the step: errors over examples, Gauss–Newton matrix, exact trace, attribution"
-        )
-    else:
-        yield Finding(
-            "loss",
-            "note",
-            "is not one call of cross_entropy, nll_loss, mse_loss or binary_cross_entropy: errors are over chunks, and "
-            "operator='ggn', exact traces and attribution are refused",
-        )
+    yield _found(
+        "loss",
+        subject.objective().baseline.example_losses is not None,
+        "seen inside the step: errors over examples, Gauss–Newton matrix, exact trace, attribution",
+        "is not one call of cross_entropy, nll_loss, mse_loss or binary_cross_entropy: errors are over chunks, and "
+        "operator='ggn', exact traces and attribution are refused",
+    )
 
 
 def _derivatives(subject: _Subject) -> Iterator[Finding]:
@@ -198,9 +193,13 @@ def _state(subject: _Subject) -> Iterator[Finding]:
     before, random = digest(state), torch.get_rng_state()
     subject.objective().grad(subject.objective().theta())
     unchanged = digest(state) == before and torch.equal(random, torch.get_rng_state())
-    told = "ok" if unchanged else "problem"
-    words = "are as before" if unchanged else "have changed: please report this module"
-    yield Finding("state", told, f"parameters, buffers and random streams {words} after measuring")  # type: ignore[arg-type]
+    yield _found(
+        "state",
+        unchanged,
+        "parameters, buffers and random streams are as before after measuring",
+        "parameters, buffers and random streams have changed after measuring: please report this module",
+        otherwise="problem",
+    )
 
 
 _NAMES: dict[Callable[[_Subject], Iterator[Finding]], str] = {

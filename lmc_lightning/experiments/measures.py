@@ -1,7 +1,8 @@
 """How two trained cells are compared."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmc_lightning.callbacks.offline import interpolation_barrier
+from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.offline import interpolation_barriers, measure
 from lmc_lightning.callbacks.offline_landscape import connect, minima_volumes
 from lmc_lightning.callbacks.offline_similarity import representation_similarity
+from lmc_lightning.callbacks.offline_surface import loss_surface
 from lmc_lightning.callbacks.representation_similarity import NUM_EXAMPLES
 from lmc_lightning.experiments.build import build
+from lmc_lightning.experiments.classes import resolve
 from lmc_lightning.experiments.study import Config
-from lmc_lightning.landscape.barrier import DEFINITIONS
+from lmc_lightning.landscape.barrier import DEFINITIONS, on_fewer_points
 from lmc_lightning.landscape.curves import CurveTraining
 from lmc_lightning.landscape.matching import Method
 from lmc_lightning.landscape.paths import NUM_POINTS
@@ -55,6 +59,25 @@ def trained(config: Config, folder: Path, weights: str) -> Trained:
     return Trained(objects.model, objects.datamodule)
 
 
+def measured(network: Trained, callbacks: Sequence[Config]) -> dict[str, float]:
+    """What callbacks of this package, by class and arguments, give for a trained cell on its training data.
+
+    Raises:
+        ValueError: there is no such callback, or two log under one name.
+    """
+    found: dict[str, float] = {}
+    for config in callbacks:
+        kind = resolve(config["class_path"])
+        if kind is None or not issubclass(kind, MeasurementCallback):
+            raise ValueError(f"Networks are measured by callbacks of this package, not by {config['class_path']!r}.")
+        callback = kind(**config.get("init_args", {}))
+        numbers = measure(network.module, network.batches("train", callback.num_examples, callback.seed), [callback])
+        if twice := found.keys() & numbers.keys():
+            raise ValueError(f"Two of `measured` give {min(twice)!r}. Give one of them a name=.")
+        found |= numbers
+    return found
+
+
 def barrier(
     first: Trained,
     second: Trained,
@@ -65,23 +88,20 @@ def barrier(
     **options: Any,
 ) -> dict[str, float]:
     """Every convention of the barrier on the line between two cells, on the first one's data."""
-    train = first.batches("train", num_examples)
+    lines = interpolation_barriers(
+        first.module,
+        second.module,
+        {split: first.batches(split, num_examples) for split in splits},
+        train_dataloader=first.batches("train", num_examples),
+        num_examples=num_examples,
+        metrics=metrics,
+        **options,
+    )
     found: dict[str, float] = {}
-    for split in splits:
-        for metric in metrics:
-            data = first.batches(split, num_examples)
-            line = interpolation_barrier(
-                first.module,
-                second.module,
-                data,
-                train_dataloader=train,
-                num_examples=num_examples,
-                metric=metric,
-                **options,
-            )
-            key = f"barrier/{split}_{metric}"
-            found |= {key if name == "barrier" else f"{key}/{name}": getattr(line, name) for name in DEFINITIONS}
-            found[f"{key}_stderr"] = line.stderr_data["barrier"]
+    for split, metric in product(splits, metrics):
+        key, line = f"barrier/{split}_{metric}", lines[split][metric]
+        found |= {key if name == "barrier" else f"{key}/{name}": getattr(line, name) for name in DEFINITIONS}
+        found[f"{key}_stderr"] = line.stderr_data["barrier"]
     return found
 
 
@@ -94,9 +114,13 @@ def curve(
     curve_examples: int | None = None,
     batch_size: int = 128,
     num_points: int = NUM_POINTS,
+    paper_points: int | None = None,
     **training: Any,
 ) -> dict[str, float]:
-    """Barriers, maxima and means along a curve trained between two cells, on the first one's data."""
+    """Barriers, maxima and means along a curve trained between two cells, on the first one's data.
+
+    With ``paper_points`` the barriers on so many of the points too, ending in ``/paper``.
+    """
     found = connect(
         first.module,
         second.module,
@@ -112,6 +136,9 @@ def curve(
         for metric, along in metrics.items():
             levels = found.levels[split][metric]
             numbers |= {f"curve/{split}_{metric}/{name}": getattr(along, name) for name in DEFINITIONS}
+            if paper_points is not None:
+                few = on_fewer_points(along, paper_points)
+                numbers |= {f"curve/{split}_{metric}/{name}/paper": value for name, value in few.items()}
             numbers |= {f"curve/{split}_{metric}/{name}": getattr(levels, name) for name in ("max", "mean", "arc_mean")}
     return numbers
 
@@ -161,11 +188,28 @@ def volume(
     return numbers
 
 
+def plane(
+    first: Trained, second: Trained, *, path: Path, split: str = "test", num_examples: int | None = 1024, **options: Any
+) -> dict[str, float]:
+    """The loss on the plane through two cells and a random direction: its range; the surface itself is in a file."""
+    statistics = first.batches("train", num_examples)
+    options = {"train_dataloader": statistics, "num_examples": num_examples, "split": split, **options}
+    found = loss_surface(
+        first.module, first.batches(split, num_examples), through=[second.module], path=path, **options
+    )
+    losses = found.losses[found.losses.isfinite()]
+    return {"plane/loss_min": float(losses.min()), "plane/loss_max": float(losses.max())}
+
+
+IN_FILES = ("plane",)
+"""Measures that write a file too, and take its ``path``."""
+
 MEASURES: Mapping[str, Callable[..., dict[str, float]]] = {
     "aligned_barrier": aligned_barrier,
     "barrier": barrier,
     "curve": curve,
     "distance": distance,
+    "plane": plane,
     "similarity": similarity,
     "volume": volume,
 }

@@ -17,7 +17,7 @@ Phase: TypeAlias = Literal["I", "II", "III", "IV-A", "IV-B", ""]
 COLUMNS: Mapping[str, str] = MappingProxyType(
     {
         "test_accuracy": "val_acc",
-        "train_loss": "train_loss",
+        "train_loss": "train_loss_epoch",
         "lambda_max": "hessian/lambda_max",
         "trace": "hessian/trace",
         "connectivity": "curve/train_error/signed_deviation",
@@ -25,8 +25,7 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "distance": "distance/l2",
     }
 )
-"""The numbers of a study that the maps show. With ``val_fraction: 0`` validation is the test set; ``train_loss`` is
-that of the last batch."""
+"""The numbers of a study that the maps show. With ``val_fraction: 0`` validation is the test set."""
 
 LOGARITHMIC = ("lambda_max", "trace")
 """Averaged over seeds and drawn as log₁₀."""

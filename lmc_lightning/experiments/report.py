@@ -13,7 +13,9 @@ from lmc_lightning.branching.lineage import versions
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.experiments.collect import NUMBER, OWN, collect, runs
 from lmc_lightning.experiments.definitions import definitions
+from lmc_lightning.experiments.figures import draw_study
 from lmc_lightning.experiments.page import Section, details, image, note, page, preformatted, relief, table
+from lmc_lightning.experiments.settings import run_correlations, setting_means, setting_table
 from lmc_lightning.experiments.tasks import Outcome, cell_folder, outcome_of
 from lmc_lightning.landscape.slices import load_surface
 from lmc_lightning.plotting.interactive import interactive_relief, plotly_program
@@ -26,7 +28,7 @@ _COSTS = ("seconds", "num_matvecs", "num_gradients", "num_losses")
 
 
 def report(folder: Path | str, output: Path | str) -> Path:
-    """Write the page of a run, or of a study.
+    """Write the page of a run, or of a study, whose figures are drawn first.
 
     Pictures are part of the page, up to 20 MB together; further ones are linked where they are. With plotly installed
     (the extra ``html``) the last loss surface of each run can be turned; its program, 2 MB, is part of the page too.
@@ -163,6 +165,7 @@ def _study(folder: Path, pictures: _Pictures) -> Iterator[Section]:
     outcomes = [o for f in sorted((folder / "records").glob("*.json")) if (o := outcome_of(folder, f.stem)) is not None]
     yield Section("Tasks", table(_tasks(outcomes)))
     found = collect(folder)
+    draw_study(folder)
     if (found["kind"] == "cell").any():
         wide = runs(found).dropna(axis=1, how="all")
         yield Section("Runs", table(wide.sort_values([c for c in _varied(found) if c in wide], kind="stable")))
@@ -170,6 +173,10 @@ def _study(folder: Path, pictures: _Pictures) -> Iterator[Section]:
         grouped = pairs.assign(value=pairs["value"].astype(float)).groupby("name", sort=False)["value"]
         summary = grouped.agg(["mean", "std", "min", "max", "count"]).reset_index()
         yield Section("Pairs of runs", table(summary))
+    if (means := setting_means(found)).size:
+        yield Section("Means over seeds, with standard errors", table(setting_table(means)))
+    if (together := run_correlations(found)).size:
+        yield Section("Correlations over runs", table(together))
     own = sorted({*folder.glob("*.png"), *(folder / "figures").glob("*.png")})
     cells = [o for o in outcomes if o.kind == "cell"]
     shown = "".join(_figures_of(folder, cell, pictures) for cell in cells)

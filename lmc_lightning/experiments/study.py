@@ -32,17 +32,20 @@ class Cell:
         config: of LightningCLI, whole.
         overrides: what the study varies, by dotted key: this cell's value, or that of ``base``.
         seed: of this repetition; None where the study has no seeds.
+        measured: callbacks that measure the trained network.
     """
 
     config: Config
     overrides: Overrides
     seed: int | None = None
+    measured: Sequence[Config] = ()
 
     @cached_property
     def id(self) -> str:
         """A hash of the part of the configuration that differs from defaults: it survives new options with defaults."""
         trainer = {k: v for k, v in self.config.get("trainer", {}).items() if k not in _NOT_IN_IDENTITY}
-        told = without_defaults({**self.config, "trainer": trainer})
+        afterwards = {"measured": [*self.measured]} if self.measured else {}
+        told = without_defaults({**self.config, "trainer": trainer, **afterwards})
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -60,15 +63,17 @@ class Pairing:
     Args:
         across: ``"seed"``, or a dotted key that the study varies.
         measures: name of each measure (``"barrier"``, ``"similarity"``, ``"curve"``) and its arguments.
-        where: only cells with these overrides.
+        where: only cells whose configuration has these values at dotted keys.
         against: compare every cell with the one that has this value of ``across``, which comes first; by default every
             two cells.
+        itself: with ``against``, compare that cell with itself too.
     """
 
     measures: Mapping[str, Mapping[str, Any]]
     across: str = "seed"
     where: Mapping[str, Any] = field(default_factory=dict)
     against: Any = None
+    itself: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class Study:
         seed_keys: the dotted keys that a repetition's seed is written to.
         branches: arguments of ``CheckpointBranching``; its children and their barriers are tasks of their own. An
             ``InterpolationBarrier`` is added where the base has none.
+        measured: callbacks, as in ``trainer.callbacks``, that measure the trained network. That is the last one or,
+            with a ``ModelCheckpoint`` that has a ``monitor`` among the base's callbacks, the best one.
         pairs: which trained cells are compared, and how.
         threads: of every task, so that numbers are the same wherever it runs.
 
@@ -100,6 +107,7 @@ class Study:
     seeds: Sequence[int] = ()
     seed_keys: Sequence[str] = ("seed_everything",)
     branches: Mapping[str, Any] | None = None
+    measured: Sequence[Config] = ()
     pairs: Sequence[Pairing] = ()
     threads: int = 1
 
@@ -164,7 +172,7 @@ class Study:
                     config = with_overrides(config, dict.fromkeys(self.seed_keys, seed))
                 if self.branches is not None:
                     config = _with_branches(config, {"seed": seed or 0, **self.branches})
-                cell = Cell(config, {**usual, **overrides}, seed)
+                cell = Cell(config, {**usual, **overrides}, seed, self.measured)
                 found.setdefault(cell.id, cell)
         return tuple(found.values())
 
@@ -174,7 +182,7 @@ class Study:
         for pairing in self.pairs:
             groups: dict[str, list[Cell]] = {}
             for cell in self.cells():
-                if all(cell.overrides.get(key) == value for key, value in pairing.where.items()):
+                if all(value_at(cell.config, key) == value for key, value in pairing.where.items()):
                     groups.setdefault(_all_but(cell, pairing.across), []).append(cell)
             found += [(a, b, pairing) for cells in groups.values() for a, b in _pairs(cells, pairing)]
         return found
@@ -210,7 +218,7 @@ def _pairs(cells: Sequence[Cell], pairing: Pairing) -> Iterator[tuple[Cell, Cell
         yield from combinations(cells, 2)
         return
     first = [c for c in cells if {**c.overrides, "seed": c.seed}.get(pairing.across) == pairing.against]
-    yield from ((a, b) for a in first for b in cells if b is not a)
+    yield from ((a, b) for a in first for b in cells if b is not a or pairing.itself)
 
 
 def _all_but(cell: Cell, across: str) -> str:

@@ -12,9 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lmc_lightning.branching.claims import claimed
 from lmc_lightning.branching.elsewhere import finish_family
@@ -23,7 +25,7 @@ from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.experiments.build import LAST, ResumableNoise, build
-from lmc_lightning.experiments.measures import MEASURES, trained
+from lmc_lightning.experiments.measures import IN_FILES, MEASURES, Trained, measured, trained
 from lmc_lightning.experiments.study import Cell, Study
 from lmc_lightning.recording import plain
 from lmc_lightning.summary import failed
@@ -160,6 +162,11 @@ def cell_folder(folder: Path, cell_id: str) -> Path:
     return folder / "cells" / cell_id
 
 
+def pair_file(folder: Path, task_id: str, measure: str) -> Path:
+    """What a measure of a pair writes beside its numbers."""
+    return folder / "pairs" / task_id / f"{measure}.npz"
+
+
 def _train(task: Task, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
     (cell,) = cells
     home = cell_folder(folder, cell.id)
@@ -167,14 +174,33 @@ def _train(task: Task, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
     objects = build(cell.config, home)
     last = home / LAST
     objects.trainer.fit(objects.model, objects.datamodule, ckpt_path=_usable(last), weights_only=False)
-    state = {name: value.detach().cpu() for name, value in objects.model.state_dict().items()}
-    write_atomic(home / WEIGHTS, lambda file: torch.save(state, file))
-    last.unlink(missing_ok=True)
     kept = next((c.metrics for c in objects.trainer.callbacks if isinstance(c, ResumableNoise)), {})  # type: ignore[attr-defined]
     metrics = kept | {name: float(value) for name, value in objects.trainer.callback_metrics.items()}
     metrics |= {"epochs": objects.trainer.current_epoch, "steps": objects.trainer.global_step}
+    metrics |= _with_best_weights(objects)
+    state = {name: value.detach().cpu() for name, value in objects.model.state_dict().items()}
+    write_atomic(home / WEIGHTS, lambda file: torch.save(state, file))
+    last.unlink(missing_ok=True)
+    if cell.measured:
+        metrics |= measured(Trained(objects.model, objects.datamodule), cell.measured)
     lost = failed(objects.trainer.callbacks)  # type: ignore[attr-defined]
     return metrics | ({"failed_visits": len(lost)} if lost else {})
+
+
+def _with_best_weights(objects: Any) -> dict[str, float]:
+    """The weights of a ``ModelCheckpoint`` with a ``monitor``, if there is one; what they give on validation data."""
+    callbacks = [c for c in objects.trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None]
+    if not callbacks or not callbacks[0].best_model_path:
+        return {}
+    content = torch.load(callbacks[0].best_model_path, map_location="cpu", weights_only=False)
+    objects.model.load_state_dict(content["state_dict"])
+    best = callbacks[0].best_model_score
+    found: dict[str, float] = {"kept_epoch": content["epoch"] + 1, str(callbacks[0].monitor): float(best)}  # type: ignore[arg-type]
+    if objects.trainer.enable_validation:
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        alone = pl.Trainer(**quiet, accelerator=objects.trainer.accelerator, devices=1)
+        found |= dict(alone.validate(objects.model, objects.datamodule, verbose=False)[0])
+    return found
 
 
 def _usable(checkpoint: Path) -> str | None:
@@ -235,7 +261,8 @@ def _compare(task: Task, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
     for name, options in task.measures.items():
         if name not in MEASURES:
             raise ValueError(f"A pair is measured by {', '.join(MEASURES)}, not by {name!r}.")
-        found |= MEASURES[name](first, second, **options)
+        place = {"path": pair_file(folder, task.id, name)} if name in IN_FILES else {}
+        found |= MEASURES[name](first, second, **options, **place)
     return found
 
 

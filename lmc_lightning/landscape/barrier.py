@@ -197,6 +197,20 @@ def barrier(profile: Profile, metric: str = "loss", *, num_bootstrap: int = 1000
     )
 
 
+def on_fewer_points(found: Barrier, num_points: int) -> dict[str, float]:
+    """Every convention of a barrier on ``num_points`` of its T points, equally spaced, as if no others were known.
+
+    Raises:
+        ValueError: the T points hold no such grid.
+    """
+    step, rest = divmod(found.num_points - 1, max(1, num_points - 1))
+    if num_points < 2 or rest or not torch.equal(found.ts[::step], uniform_ts(num_points)):
+        raise ValueError(f"{num_points} equally spaced points are not among {found.num_points} on this path.")
+    values, ts = found.values[::step], found.ts[::step]
+    heights = _heights(values, values - _chord(values, ts), ts)
+    return {name: nan if h is None else float(h.of(values)) for name, h in heights.items()}
+
+
 def barrier_between(
     objective: Objective,
     end_a: Endpoint,

@@ -18,12 +18,19 @@ from lmc_lightning.types import Batch
 LOGITS = "logits"
 """Names what the loss was given, which need not be any module's output."""
 
+PROBABILITIES = "softmax"
+"""Names the probabilities that a loss over classes makes of the logits."""
+
+_OF_THE_LOSS = (LOGITS, PROBABILITIES)
+
 MIXUP_SHAPE = 16
 """Both parameters of the Beta distribution of mixup's weights."""
 
 
 def layer_names(module: nn.Module, patterns: Sequence[str] | None = None) -> list[str]:
-    """Submodules whose names match a pattern, and ``"logits"`` if it is listed; by default leaves with parameters.
+    """Submodules whose names match a pattern, and of ``"logits"`` and ``"softmax"`` what is listed.
+
+    By default leaves with parameters.
 
     Raises:
         ValueError: nothing matches a pattern.
@@ -32,11 +39,13 @@ def layer_names(module: nn.Module, patterns: Sequence[str] | None = None) -> lis
     if patterns is None:
         return [n for n, m in module.named_modules() if n and not [*m.children()] and [*m.parameters(recurse=False)]]
     for pattern in patterns:
-        if pattern != LOGITS and not any(fnmatchcase(name, pattern) for name in known):
+        if pattern not in _OF_THE_LOSS and not any(fnmatchcase(name, pattern) for name in known):
             shown = ", ".join(known[:8]) or "none"
-            raise ValueError(f"No submodule matches {pattern!r}. The first names are: {shown}; 'logits' is one too.")
+            raise ValueError(
+                f"No submodule matches {pattern!r}. The first names are: {shown}; 'logits' and 'softmax' are names too."
+            )
     chosen = [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    return chosen + [LOGITS] * (LOGITS in patterns and LOGITS not in chosen)
+    return chosen + [name for name in _OF_THE_LOSS if name in patterns and name not in chosen]
 
 
 def representations(
@@ -56,8 +65,9 @@ def representations(
         objective: of the network.
         theta: the state's parameters ``(P,)``; by default the module's own.
         buffers: the state's buffers by name; by default the module's own.
-        layers: patterns of names of submodules, and ``"logits"``; by default all leaf modules with parameters whose
-            outputs have as many rows as the last one's, or the logits where no such module runs.
+        layers: patterns of names of submodules, ``"logits"`` and ``"softmax"``, the probabilities of a loss over
+            classes; by default all leaf modules with parameters whose outputs have as many rows as the last one's, or
+            the logits where no such module runs.
 
     Raises:
         ValueError: nothing matches a pattern, a layer that was asked for gives no rows of features for the examples, or
@@ -138,13 +148,15 @@ def _outputs(
             found[name] = real.detach().clone().reshape(len(rows), -1)
 
     for name in names:
-        if name != LOGITS:
+        if name not in _OF_THE_LOSS:
             module.get_submodule(name).register_forward_hook(lambda *args, name=name: keep(name, args[-1]))
     with LossTap() as tap:
         loss = objective.step(module, objective.batches[index], seed=index)
     tapped = None if loss is None else tap.match(loss)
     if LOGITS in names and tapped is not None:
         keep(LOGITS, tapped.outputs)
+    if PROBABILITIES in names and tapped is not None:
+        keep(PROBABILITIES, tapped.probabilities)
     return found
 
 

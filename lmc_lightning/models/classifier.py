@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassAccuracy
 
 from lmc_lightning.models import build_network, seeded_init
@@ -25,7 +25,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 """The optimizers by the names that configurations use."""
 
-SCHEDULERS = ("none", "cosine", "step", "one_cycle")
+SCHEDULERS = ("none", "cosine", "step", "one_cycle", "plateau")
 """The learning-rate schedules by the names that configurations use."""
 
 LOSSES = ("cross_entropy", "squared_error")
@@ -35,9 +35,10 @@ LOSSES = ("cross_entropy", "squared_error")
 class ImageClassifier(pl.LightningModule):
     """Training of a network on batches ``(images, targets)``: classes, or real numbers under squared error.
 
-    Logs ``train_loss`` per step and ``val_loss``, ``val_acc``, ``test_loss``, ``test_acc`` per epoch [nats; fraction
-    correct]. Every argument is a plain value kept in ``hparams``, so checkpoints load under PyTorch's weights-only rule
-    and ``ImageClassifier.load_from_checkpoint(path)`` needs nothing else.
+    Logs ``train_loss`` per step, its mean over the steps of an epoch as ``train_loss_epoch``, and ``val_loss``,
+    ``val_acc``, ``test_loss``, ``test_acc`` per epoch [nats; fraction correct]. Every argument is a plain value kept in
+    ``hparams``, so checkpoints load under PyTorch's weights-only rule and
+    ``ImageClassifier.load_from_checkpoint(path)`` needs nothing else.
 
     Any other module is a subclass, whose ``network_kwargs`` (or further arguments of its own) are in ``self.hparams``
     when `build_network` runs:
@@ -57,11 +58,12 @@ class ImageClassifier(pl.LightningModule):
         optimizer_kwargs: Further arguments of the optimizer, such as ``{"momentum": 0.9, "weight_decay": 5e-4}``.
         scheduler: ``"none"``; ``"cosine"`` falls to ``eta_min`` (0) over ``T_max`` [epochs]; ``"step"`` multiplies by
             ``gamma`` (0.1) at ``milestones`` [epochs]; ``"one_cycle"`` rises and falls per step over the whole
-            training. By default ``T_max`` is the trainer's last epoch and the milestones are 1/2 and 3/4 of it; under a
-            trainer that only has ``max_steps`` these defaults count steps.
+            training; ``"plateau"`` multiplies by ``factor`` (0.1) when ``monitor`` (``"val_loss"``) has not fallen for
+            ``patience`` (10) epochs. By default ``T_max`` is the trainer's last epoch and the milestones are 1/2 and
+            3/4 of it; under a trainer that only has ``max_steps`` these defaults count steps.
         init_seed: Seed of the initial weights; the global generators are not touched.
-        scheduler_kwargs: Further arguments of ``CosineAnnealingLR``, ``MultiStepLR`` or ``OneCycleLR``; the last keeps
-            the optimizer's momentum unless ``cycle_momentum`` is set.
+        scheduler_kwargs: Further arguments of ``CosineAnnealingLR``, ``MultiStepLR``, ``OneCycleLR``, which keeps the
+            optimizer's momentum unless ``cycle_momentum`` is set, or ``ReduceLROnPlateau``, and its ``monitor``.
         loss: ``"cross_entropy"``, or ``"squared_error"``: the mean over all outputs of the squared distance to one-hot
             classes, or to targets that are real numbers; the latter log no accuracy.
         sam_rho: Radius of sharpness-aware minimisation around the optimizer, e.g. 0.05; 0: none.
@@ -80,7 +82,7 @@ class ImageClassifier(pl.LightningModule):
         optimizer: Literal["sgd", "adam", "adamw"] = "adam",
         lr: float = 1e-3,
         optimizer_kwargs: dict[str, Any] | None = None,
-        scheduler: Literal["none", "cosine", "step", "one_cycle"] = "none",
+        scheduler: Literal["none", "cosine", "step", "one_cycle", "plateau"] = "none",
         init_seed: int = 0,
         scheduler_kwargs: dict[str, Any] | None = None,
         loss: Literal["cross_entropy", "squared_error"] = "cross_entropy",
@@ -116,6 +118,7 @@ class ImageClassifier(pl.LightningModule):
         images, targets = batch
         loss = self.loss(self(images), targets)
         self.log("train_loss", loss)
+        self.log("train_loss_epoch", loss, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -157,6 +160,9 @@ class ImageClassifier(pl.LightningModule):
         name, kwargs = self.hparams["scheduler"], self.hparams["scheduler_kwargs"] or {}
         if name == "one_cycle":
             return {"scheduler": self._one_cycle(optimizer, kwargs), "interval": "step"}
+        if name == "plateau":
+            own = {key: value for key, value in kwargs.items() if key != "monitor"}
+            return {"scheduler": ReduceLROnPlateau(optimizer, **own), "monitor": kwargs.get("monitor", "val_loss")}
         scheduler = CosineAnnealingLR if name == "cosine" else MultiStepLR
         if kwargs.keys() & {"T_max", "milestones"}:
             return {"scheduler": scheduler(optimizer, **kwargs), "interval": "epoch"}

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lmc_lightning import Barrier, HessianSpectrum, InterpolationBarrier, Sharpness, interpolation_barrier, measure
+from lmc_lightning.callbacks.offline import interpolation_barriers
 from lmc_lightning.core.glassbox import rng_state
 from lmc_lightning.core.structure import digest
 from tests.branching.runs import sha
@@ -315,3 +316,17 @@ def test_a_lightning_module_and_its_plain_network_have_the_same_barrier() -> Non
     assert torch.equal(whole.losses, plain.losses)
     assert isinstance(a, pl.LightningModule)
     assert whole.barrier == plain.barrier
+
+
+@pytest.mark.parametrize("align", [None, "weights"])
+def test_several_splits_and_metrics_have_one_path_and_the_same_bits(align: Any) -> None:
+    a, b = Classifier(batch_norm=True), Classifier(batch_norm=True)
+    data = {"train": batches(), "val": batches()[:2]}
+    options: dict[str, Any] = {"num_points": 5, "train_dataloader": batches(), "align": align}
+    found = interpolation_barriers(a, b, data, **options)
+    for split, metrics in found.items():
+        assert [*metrics] == ["loss", "error"]
+        for metric, barrier in metrics.items():
+            alone = interpolation_barrier(a, b, data[split], metric=metric, **options)
+            assert torch.equal(barrier.values, alone.values)
+            assert (barrier.split, barrier.barrier) == (split, alone.barrier)

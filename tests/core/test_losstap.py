@@ -130,6 +130,16 @@ def test_regression_has_no_errors_and_no_confidence() -> None:
     match = tapped(LOSSES["mse"])
     assert match.errors is None
     assert match.confidences is None
+    assert match.probabilities is None
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_probabilities_of_bits(probabilities: bool) -> None:
+    loss = F.binary_cross_entropy if probabilities else F.binary_cross_entropy_with_logits
+    match = tapped(lambda: loss(PREDICTIONS.sigmoid() if probabilities else PREDICTIONS, BITS))
+    assert match.probabilities is not None
+    torch.testing.assert_close(match.probabilities, PREDICTIONS.sigmoid())
+    assert match.confidences is None
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "nll_loss"])

@@ -1,27 +1,25 @@
 """The studies of the field: each file gives the cells, children and pairs that it says, of classes that exist."""
 
 import os
-import runpy
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
-import torch
 import yaml
 from lightning.pytorch import Callback
 
 from lmc_lightning.experiments.build import build
-from lmc_lightning.experiments.study import Cell, Study, with_overrides
+from lmc_lightning.experiments.study import Cell, Study
 from lmc_lightning.experiments.tasks import tasks_of
-from tests.experiments.studies import run_all
 
 STUDIES = Path(__file__).parents[2] / "examples" / "studies"
 
 TASKS = {
-    ("wide_networks",): {"cell": 24 * 5, "pair": 24 * 10},
-    ("wide_networks", "small"): {"cell": 3 * 3, "pair": 3 * 3},
+    ("wide_networks",): {"cell": 25 * 5, "pair": 25 * 10 + 6 * 10},
+    ("wide_networks", "small"): {"cell": 14 * 3, "pair": 14 * 3 + 2 * 3},
+    ("wide_networks", "ends"): {"cell": 2 * 2, "pair": 2 + 2},
     ("branching_lenet5_mnist",): {"cell": 2, "child": 2 * 5, "family": 2},
     ("branching_lenet5_mnist", "small"): {"cell": 2, "child": 2 * 3, "family": 2},
     ("branching_reduced_vgg_cifar10",): {"cell": 2, "child": 2 * 7, "family": 2},
@@ -33,22 +31,23 @@ TASKS = {
     ("branching_resnet20_cifar10", "small"): {"cell": 1, "child": 3 * 2, "family": 1},
     ("taxonomy",): {"cell": 14 * 13 * 5, "pair": 14 * 13 * 10},
     ("taxonomy", "axes"): {"cell": 14 * 14 * 5, "pair": 14 * 14 * 10},
-    ("taxonomy", "small"): {"cell": 5 * 4 * 3, "pair": 5 * 4 * 3},
+    ("taxonomy", "small"): {"cell": 6 * 4 * 2, "pair": 6 * 4},
     ("many_initialisations",): {"cell": 10, "pair": 45},
-    ("many_initialisations", "wide"): {"cell": 50, "pair": 1225},
+    ("many_initialisations", "wide"): {"cell": 50, "pair": 49},
     ("many_initialisations", "digits"): {"cell": 10, "pair": 45},
     ("many_initialisations", "small"): {"cell": 3, "pair": 3},
-    ("minimum_volume",): {"cell": 6 * 10, "pair": 5 * 10},
-    ("minimum_volume", "small"): {"cell": 3 * 2, "pair": 2 * 2},
-    ("minimum_volume", "cifar10"): {"cell": 6 * 10, "pair": 5 * 10},
-    ("minimum_volume", "svhn"): {"cell": 6 * 10, "pair": 5 * 10},
-    ("minimum_volume", "modular_addition"): {"cell": 5 * 10, "pair": 4 * 10},
-    ("minimum_volume", "swiss_roll"): {"cell": 5 * 10, "pair": 4 * 10},
-    ("minimum_volume", "poisoned"): {"cell": 6 * 10, "pair": 5 * 10},
-    ("minimum_volume", "noise"): {"cell": 6 * 10, "pair": 5 * 10},
-    ("minimum_volume", "imbalanced"): {"cell": 6 * 10, "pair": 5 * 10},
-    ("minimum_volume", "batch"): {"cell": 5 * 10, "pair": 4 * 10},
-    ("minimum_volume", "sam"): {"cell": 6 * 10, "pair": 5 * 10},
+    ("minimum_volume",): {"cell": 6 * 10, "pair": 6 * 10},
+    ("minimum_volume", "small"): {"cell": 4 * 3, "pair": 4 * 3},
+    ("minimum_volume", "medium"): {"cell": 4 * 2, "pair": 4 * 2},
+    ("minimum_volume", "cifar10"): {"cell": 6 * 10, "pair": 6 * 10},
+    ("minimum_volume", "svhn"): {"cell": 6 * 10, "pair": 6 * 10},
+    ("minimum_volume", "modular_addition"): {"cell": 5 * 10, "pair": 5 * 10},
+    ("minimum_volume", "swiss_roll"): {"cell": 5 * 10, "pair": 5 * 10},
+    ("minimum_volume", "poisoned"): {"cell": 6 * 10, "pair": 6 * 10},
+    ("minimum_volume", "noise"): {"cell": 6 * 10, "pair": 6 * 10},
+    ("minimum_volume", "imbalanced"): {"cell": 6 * 10, "pair": 6 * 10},
+    ("minimum_volume", "batch"): {"cell": 5 * 10, "pair": 5 * 10},
+    ("minimum_volume", "sam"): {"cell": 6 * 10, "pair": 6 * 10},
 }
 
 
@@ -91,6 +90,7 @@ def test_the_configurations_of_a_study_are_built(given, tmp_path):
     assert isinstance(objects.model, pl.LightningModule)
     assert isinstance(objects.datamodule, pl.LightningDataModule)
     named = [str(c["class_path"]).rpartition(".")[2] for c in cell.config["trainer"].get("callbacks", ())]
+    named = [name for name in named if name != "ModelCheckpoint"]
     made = [type(c).__name__ for c in objects.trainer.callbacks if isinstance(c, Callback)]
     assert [name for name in made if name in named] == named
 
@@ -117,18 +117,3 @@ def test_all_volumes_are_in_the_landscape_of_the_smallest_set():
     for first, second, _ in pairs:
         seeds = {cell.config["data"]["init_args"]["subset_seed"] for cell in (first, second)}
         assert len(seeds) == 1  # so that subsets are nested
-
-
-def test_the_ways_of_all_networks_are_drawn_on_one_plane(tmp_path):
-    content = yaml.safe_load((STUDIES / "many_initialisations.yaml").read_text())
-    few = {"seeds": [0, 1], "base.trainer.max_epochs": 2, "base.trainer.callbacks.0.init_args.every_n_epochs": 1}
-    content = {**with_overrides(content, {**few, "base.trainer.callbacks.1.init_args.epochs": [0, 2]}), "pairs": []}
-    content.pop("variants")
-    outcomes = run_all(content, tmp_path)
-    script = runpy.run_path(str(STUDIES / "draw_initialisations.py"))
-    summary = script["draw_study"](tmp_path, num_points=3)
-    ends = [script["networks"](tmp_path)[f"seed {seed}"].module for seed in (0, 1)]
-    thetas = [torch.cat([p.detach().flatten() for p in end.parameters()]).double() for end in ends]
-    assert summary["distance_mean"] == pytest.approx(float((thetas[0] - thetas[1]).norm()))
-    assert {o.status for o in outcomes.values()} == {"completed"}
-    assert {path.name for path in (tmp_path / "figures").glob("*.png")} == {"ways.png", "ends.png"}

@@ -95,6 +95,9 @@ def test_all_can_be_compared_with_one():
     study = Study.of({**PLAN, "grid": {"model.init_args.lr": [0.1, 0.3, 0.5]}, "seeds": [0], "pairs": [pairing]})
     compared = [[cell.hyperparameters["lr"] for cell in pair[:2]] for pair in study.paired()]
     assert compared == [[0.3, 0.1], [0.3, 0.5]]
+    study = Study.of({**PLAN, "seeds": [0], "pairs": [{**pairing, "itself": True}]})
+    compared = [[cell.hyperparameters["lr"] for cell in pair[:2]] for pair in study.paired()]
+    assert compared == [[0.3, 0.1], [0.3, 0.3]]
 
 
 def test_variants_of_a_file_change_it_by_dotted_keys(tmp_path):
@@ -128,7 +131,7 @@ def test_a_study_is_read_from_its_file_with_its_base_beside_it(tmp_path):
     [
         ({"base": {}, "gird": {}}, "has no 'gird'. It has base, branches, grid, list"),
         ({"base": {}, "zip": {"a": [1], "b": [1, 2]}}, "need one length"),
-        ({"base": {}, "pairs": [{"across": "seed"}]}, "has measures, across, where, against, got"),
+        ({"base": {}, "pairs": [{"across": "seed"}]}, "has measures, across, where, against, itself, got"),
     ],
 )
 def test_what_is_no_study_is_refused(content, message):

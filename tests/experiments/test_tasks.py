@@ -8,7 +8,7 @@ import torch
 
 from lmc_lightning.experiments import build, tasks
 from lmc_lightning.experiments.collect import collect, runs, write_table
-from lmc_lightning.experiments.study import Study
+from lmc_lightning.experiments.study import Study, with_overrides
 from lmc_lightning.experiments.sweep import forecast, sample
 from lmc_lightning.experiments.tasks import Task, outcome_of, run_task, tasks_of
 from tests.experiments.studies import BRANCHED, PLAN, run_all
@@ -54,6 +54,42 @@ def test_a_study_makes_one_tidy_table(branched, tmp_path):
     for name in ("table.csv", "table.parquet"):
         write_table(table, tmp_path / name)
         assert (tmp_path / name).stat().st_size > 1000
+
+
+SHARPNESS = {"class_path": "Sharpness", "init_args": {"num_examples": 32, "num_samples": 2}}
+BEST = {  # the loss falls, so that the largest is that of the first epoch
+    "class_path": "ModelCheckpoint",
+    "init_args": {"monitor": "train_loss_epoch", "mode": "max", "save_on_train_epoch_end": True},
+}
+
+
+def test_the_network_of_a_monitored_checkpoint_is_the_one_that_is_kept_and_measured(tmp_path):
+    one = {**PLAN, "grid": {}, "seeds": [0], "measured": [SHARPNESS], "pairs": []}
+    one = with_overrides(one, {"base.trainer.callbacks": []})
+    best = with_overrides(one, {"base.trainer.callbacks": [BEST], "seeds": [0, 1]})
+    best["pairs"] = [{"measures": {"distance": {}}}]
+    (first,) = run_all(with_overrides(one, {"base.trainer.max_epochs": 1}), tmp_path / "one").values()
+    (last,) = run_all(one, tmp_path / "two").values()
+    kept, _, pair = run_all(best, tmp_path / "best").values()
+    assert kept.metrics["kept_epoch"] == 1
+    assert kept.metrics["epochs"] == 2
+    for name in ("sharpness/worst_case", "val_loss", "val_acc"):
+        assert kept.metrics[name] == first.metrics[name] != last.metrics[name]
+    paths = [tmp_path / name / "cells" / o.id / tasks.WEIGHTS for name, o in (("one", first), ("best", kept))]
+    a, b = (torch.load(path) for path in paths)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert pair.status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [([SHARPNESS, SHARPNESS], "Give one of them a name="), ([{"class_path": "Timer"}], "not by 'Timer'")],
+)
+def test_what_cannot_be_measured_fails_with_its_reason(measured, words, tmp_path):
+    content = {**PLAN, "grid": {}, "seeds": [0], "measured": measured}
+    (outcome,) = run_all(with_overrides(content, {"base.trainer.max_epochs": 1}), tmp_path).values()
+    assert outcome.status == "failed"
+    assert words in outcome.reason
 
 
 class Interrupted(BaseException):

@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, barrier, barrier_between, barriers_on, line_profiles
+from lmc_lightning.landscape.barrier import (
+    DEFINITIONS,
+    Barrier,
+    barrier,
+    barrier_between,
+    barriers_on,
+    line_profiles,
+    on_fewer_points,
+)
 from lmc_lightning.landscape.paths import Endpoint, endpoint_of, uniform_ts
 from lmc_lightning.landscape.profiles import Curve, Profile
 from lmc_lightning.landscape.states import StateEvaluator
@@ -85,6 +93,18 @@ def test_points_that_the_grid_lacks_are_not_numbers() -> None:
     bare = barrier(profile_of([0, 1], uniform_ts(2)))
     assert math.isnan(bare.interior_max)
     assert bare.barrier == bare.dip == 0
+
+
+def test_a_coarser_grid_gives_what_it_would_have_given_alone() -> None:
+    values = normal(25, seed=1)
+    fine = barrier(profile_of(values, uniform_ts(25)))
+    coarse = barrier(profile_of(values[::6], uniform_ts(5)))
+    found = on_fewer_points(fine, 5)
+    assert found == {name: getattr(coarse, name) for name in DEFINITIONS}
+    assert found != {name: getattr(fine, name) for name in DEFINITIONS}
+    for lacking in (1, 6, 49):
+        with pytest.raises(ValueError, match=f"{lacking} equally spaced points are not among 25"):
+            on_fewer_points(fine, lacking)
 
 
 def test_swapping_the_ends_mirrors_the_curve() -> None:

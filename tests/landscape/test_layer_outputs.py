@@ -115,6 +115,18 @@ def test_layers_that_do_not_run_on_the_examples_are_left_out_or_refused() -> Non
         representations(objective(net), layers=["constant", "logits"])
 
 
+def test_softmax_gives_the_probabilities_of_a_loss_over_classes() -> None:
+    net = network()
+    found = representations(objective(net), layers=["logits", "softmax"])
+    with torch.no_grad():
+        p = net.eval()(data()[0][0]).softmax(1)
+    assert [*found] == ["logits", "softmax"]
+    torch.testing.assert_close(found["softmax"].matrix, Representation.of(p).matrix)
+    regression = Objective(net, [(data()[0][0], torch.zeros(N, 3).double())], lambda m, b: F.mse_loss(m(b[0]), b[1]))
+    with pytest.raises(ValueError, match="'softmax': no rows of features"):
+        representations(regression, layers=["logits", "softmax"])
+
+
 def test_logits_stand_in_where_no_layer_runs() -> None:
     net = Functional()
     net.constant = nn.Identity()

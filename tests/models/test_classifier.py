@@ -230,7 +230,7 @@ def test_construction_follows_the_default_device():
     [
         ({"network": "lenet"}, "network must be one of mlp, .*, got 'lenet'"),
         ({"optimizer": "lion"}, "optimizer must be one of sgd, adam, adamw, got 'lion'"),
-        ({"scheduler": "linear"}, "scheduler must be one of none, cosine, step, one_cycle, got 'linear'"),
+        ({"scheduler": "linear"}, "scheduler must be one of none, cosine, step, one_cycle, plateau, got 'linear'"),
     ],
 )
 def test_unknown_names_raise_and_list_the_choices(kwargs, message):
@@ -269,3 +269,39 @@ def test_squared_error_of_one_hot_classes_and_of_real_targets(tmp_path):
     run.fit(module, real, real)
     assert "val_loss" in run.callback_metrics
     assert "val_acc" not in run.callback_metrics
+
+
+def test_plateau_waits_for_patience_epochs_without_progress(tmp_path):
+    """A learning rate of 0 never makes progress: the rate is multiplied after the first epoch and `patience` more."""
+
+    class Still(ImageClassifier):
+        def configure_optimizers(self):
+            found = super().configure_optimizers()
+            self.seen = []
+            return found
+
+        def on_train_epoch_start(self):
+            self.seen.append(self.optimizers().param_groups[0]["lr"])
+
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+            optimizer_closure()
+
+    for kwargs in ({}, {"monitor": "train_loss_epoch"}):
+        module = Still(
+            **SMALL,
+            optimizer="sgd",
+            lr=1.0,
+            scheduler="plateau",
+            scheduler_kwargs={"patience": 1, "factor": 0.5, **kwargs},
+        )
+        run = trainer(tmp_path, max_epochs=6)
+        run.fit(module, loader(), loader())
+        assert module.seen == [1.0, 1.0, 1.0, 0.5, 0.5, 0.25]
+
+
+def test_the_training_loss_of_an_epoch_is_the_mean_over_its_examples(tmp_path):
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module := ImageClassifier(**SMALL, lr=0.0), loader())
+    images, targets = loader().dataset.tensors
+    expected = F.cross_entropy(module(images), targets).item()
+    assert run.callback_metrics["train_loss_epoch"].item() == pytest.approx(expected, rel=1e-6)
