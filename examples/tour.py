@@ -23,7 +23,7 @@
 # above that point: a landscape in $P$ dimensions. We train ten small networks and look at it: how steep and how
 # curved it is, what lies between two networks, and which way they took.
 #
-# You need to know what a gradient is, and how a network is trained. Everything runs on a CPU in a few minutes.
+# You need to know what a gradient is, and how a network is trained. Everything runs on a CPU, in about two minutes.
 
 # %%
 import importlib.util
@@ -259,9 +259,10 @@ plot_over_epochs(["hessian/lambda_max", "hessian/trace"])
 #
 # Curvature is what happens *at* a point. Sharpness asks how far the loss rises a small but finite step away:
 #
-# * `worst_case`: the largest rise within a ball of radius ρ = 0.05, found by walking uphill, near a minimum
-#   about $\rho^2 \lambda_{\max}/2$;
-# * `average`: the mean rise under Gaussian noise σ, near a minimum $\sigma^2 \operatorname{tr} H / 2$;
+# * `worst_case`: the largest rise within a ball of radius ρ = 0.05, found by walking uphill; to second order at most
+#   $\rho \lVert g \rVert + \rho^2 \lambda_{\max}/2$;
+# * `average`: the mean rise under Gaussian noise of standard deviation σ, to second order
+#   $\sigma^2 \operatorname{tr} H / 2$;
 # * `adaptive`: the largest rise when each weight may change by a share of itself.
 
 # %%
@@ -317,8 +318,9 @@ HTML(
 )
 
 # %% [markdown]
-# Both pictures are true, and both are two of 70 directions. The second difference of the loss at the centre is
-# the curvature of the slice:
+# Both pictures are true, and both show two of 70 directions. How curved are the slices at their centres? Along the
+# eigenvectors, of length 1, it is their eigenvalues, but for the step of the grid. The random directions are as long as
+# the weights, so that per unit of length their curvature is even smaller than these numbers.
 
 # %%
 for name, found_there in (("random directions", around), ("top eigenvectors", steepest)):
@@ -383,8 +385,9 @@ paths = {name: path["train"]["loss"] for name, path in paths.items()}
 figure_of(plot_paths(paths, title="Four ways from A to B"))
 
 # %% [markdown]
-# The two minima are not two holes with a wall between them: they are connected by a low path that a straight
-# line misses.
+# The two networks do not sit in two holes with a wall between them: a low path goes around, which the straight line
+# misses. It even runs *below* its ends, because after 100 epochs the networks have not come to rest. And in the right
+# order of its units, B is nearly on A's side of the mountain already.
 #
 # ## 9. The ways of all networks
 #
@@ -404,8 +407,8 @@ figure_of(plot_trajectories(pca, losses=on_plane, title=f"Ways of {NUM_NETWORKS}
 # Read the caption: it says how much of the variance the plane holds, and how far the networks are from it. The
 # grey levels are the loss *on the plane*, not below the networks beside it.
 #
-# A single way is nearly flat. But so is a random walk: its first component holds $6/\pi^2 \approx 61\,\%$ of
-# the variance.
+# A single way is nearly a straight line: its first component alone holds most of its variance. Do not be impressed too
+# soon: of a random walk in many dimensions it holds $6/\pi^2 \approx 61\,\%$.
 
 # %%
 figure_of(plot_variance_shares(pca_plane(ways[best]), title=f"Variance of the way of network {best}"))
@@ -426,12 +429,18 @@ def predictions(way, network):
     return torch.stack(outputs).softmax(-1)[..., 1].detach()
 
 
-answers = [Trajectory(predictions(way, n), way.steps, way.name) for way, n in zip(ways, networks, strict=True)]
-figure_of(plot_tsne(answers, tsne(answers), title="Predictions of all networks, by t-SNE"))
+answers = [predictions(way, network) for way, network in zip(ways, networks, strict=True)]
+steps = torch.corrcoef(torch.stack([answer.diff(dim=0).flatten() for answer in answers]))
+between = steps[tuple(torch.triu_indices(NUM_NETWORKS, NUM_NETWORKS, 1))]
+print(f"correlation of the changes of predictions of two networks: {between.mean():.2f} on average")
+
+thinned = [Trajectory(answer[::5], way.steps[::5], way.name) for answer, way in zip(answers, ways, strict=True)]
+figure_of(plot_tsne(thinned, tsne(thinned), title="Predictions of all networks, by t-SNE"))
 
 # %% [markdown]
-# In their weights the networks are strangers to each other from beginning to end. In what they predict they
-# come together.
+# In their weights the networks are strangers to each other: each stays in a neighbourhood of its own. In what they
+# predict they begin together and go on together. They even swing to and fro together, as they see the same batches in
+# the same order. Many points θ are one function, or nearly.
 #
 # ## 11. What may be said from ten networks
 #
@@ -455,6 +464,8 @@ for name, values in barriers.items():
     print(f"{name:>14}: mean {values.mean():6.3f} ± {stderr:.3f} ({nodes} networks)")
 
 # %% [markdown]
+# Most of the barrier was a matter of the order of the units; not all of it.
+#
 # **Does sharpness go with the test loss?** Spearman's rank correlation over the networks with a bootstrap
 # interval that resamples the networks, a permutation p-value, and Holm's correction because we ask several
 # questions at once.
@@ -468,7 +479,9 @@ correlations(everything, measures, ["test_loss"], methods=["spearman"]).drop(
 ).round(3)
 
 # %% [markdown]
-# Look at the width of the intervals before you look at the coefficients. Ten networks settle little.
+# Look at the width of the intervals before you look at the coefficients. All but one contain 0, and after Holm's
+# correction no p-value is small: ten networks settle little. If anything, *sharper* networks have the lower test loss
+# here, for they are the ones that got farther in their training.
 #
 # ## What to try
 #
