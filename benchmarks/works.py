@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.nets import VisionTransformer
+from benchmarks.nets import VisionTransformer, smooth
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.data.datamodule import VisionDataModule
 from lmc_lightning.data.vision import CIFAR10DataModule, FashionMNISTDataModule
@@ -47,6 +47,9 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "convnet": Recipe(lambda: ConvNet((4, 4), fc=(8,)), FashionMNISTDataModule, 512, 200, 0.02),
+    "tanhnet": Recipe(
+        lambda: smooth(ConvNet((4, 4), fc=(8,))), FashionMNISTDataModule, 512, 200, 0.02, piecewise_linear=False
+    ),
     "lenet5": Recipe(LeNet5, FashionMNISTDataModule, 2048, 300, 0.02, products=2),
     "resnet18": Recipe(lambda: ResNet18(width=16), CIFAR10DataModule, 256, 150, 0.05, products=1),
     "mlp4096": Recipe(lambda: MLP((4096,)), FashionMNISTDataModule, 512, 100, 0.02),
