@@ -35,7 +35,7 @@ def bowl() -> Mesh:
     axis = torch.linspace(-1, 1, 25, dtype=torch.float64)
     losses = 1 + axis[:, None] ** 2 + axis**2
     return surface_mesh(
-        Surface(axis, axis, {"loss": losses}, (Mark("θ", 0.0, 0.0, {"loss": 1.0}),), ("x", "y"), "a bowl")
+        Surface(axis, axis, {"loss": losses}, (Mark("θ", (0.0, 0.0), 0.0, {"loss": 1.0}),), ("x", "y"), "a bowl")
     )
 
 
