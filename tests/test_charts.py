@@ -7,6 +7,7 @@ import pytest
 
 import lmc_lightning
 from lmc_lightning.callbacks.reporting import HasCharts, layout_of
+from lmc_lightning.callbacks.run_report import run_report
 from lmc_lightning.landscape.barrier import DEFINITIONS
 from lmc_lightning.landscape.sharpness_family import MEASURES
 from lmc_lightning.loggers import Band
@@ -41,14 +42,25 @@ def outside(callbacks: list[Any]) -> list[str]:
     return sorted(key for key in shown if not any(re.fullmatch(tag, key) for tag in tags))
 
 
-@pytest.mark.parametrize("name", [None, "b"])
 @pytest.mark.parametrize("cls", CALLBACKS, ids=lambda c: c.__name__)
-def test_every_number_of_a_run_is_in_a_chart(cls: type[Any], name: str | None) -> None:
+def test_every_number_of_a_run_is_in_a_chart_and_in_the_report(cls: type[Any]) -> None:
     alone = {"InterpolationBarrier", "ModeConnectivity", "RepresentationSimilarity"}
-    given = ALL_OF_IT[cls.__name__] | ({"reference": "initial"} if cls.__name__ in alone else {})
-    callback = make(cls, **given, **({"name": name} if cls is not lmc_lightning.CheckpointBranching else {}))
+    callback = make(cls, **ALL_OF_IT[cls.__name__] | ({"reference": "initial"} if cls.__name__ in alone else {}))
     assert isinstance(callback, HasCharts)
-    fit(Classifier(), callback, val=loader(), max_epochs=1 + (cls is lmc_lightning.CheckpointBranching), logger=Rows())
+    branching = cls is lmc_lightning.CheckpointBranching
+    fit(Classifier(), callback, val=loader(), max_epochs=1 + branching, logger=Rows())
+    assert outside([callback]) == []
+    if not branching:
+        text = run_report([callback])
+        assert "**Definitions**" in text
+        assert "{lr_x0.5}" not in text
+        assert all(f"`{r.name}`" in text for r in callback.results if r.log != "none")
+
+
+@pytest.mark.parametrize("name", ["Sharpness", "MinimaVolume", "LocalLearningCoefficient"])
+def test_every_number_of_a_named_instance_is_in_a_chart(name: str) -> None:
+    callback = make(getattr(lmc_lightning, name), **ALL_OF_IT[name], name="b(1)")
+    fit(Classifier(), callback, max_epochs=1)
     assert outside([callback]) == []
 
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MESH_CONFIG = {
-    # The viewer's own material is grey and lit, which turns viridis to mud, and its camera looks at the edge.
-    "camera": {"cls": "PerspectiveCamera", "fov": 45, "position": [2.0, 2.2, 2.0], "lookAt": [0, -0.1, 0]},
+    # The viewer's own material is grey and lit, which turns viridis to mud, and its camera looks at the edge. The lower
+    # part of its wide card is below the edge of a screen, hence the view of a point below the surface.
+    "camera": {"cls": "PerspectiveCamera", "fov": 45, "position": [3.1, 2.6, 3.1], "lookAt": [0, -1.0, 0]},
     "material": {"cls": "MeshBasicMaterial", "side": 2, "color": "#ffffff"},
 }
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.collections import Collection, PathCollection, QuadMesh
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
@@ -45,7 +46,7 @@ def _arrays_of(artist: Artist) -> Iterator[tuple[str, np.ndarray]]:
         yield "points", _plain(artist.get_offsets())
         if artist.get_array() is not None:
             yield "colors", _plain(artist.get_array())
-    elif isinstance(artist, Collection):
+    elif isinstance(artist, Collection) and not isinstance(artist, ContourSet):  # which is its surface's
         pieces = [p for path in artist.get_paths() for p in (path.vertices, np.full((1, 2), np.nan))]
         if pieces:
             yield "outline", _plain(np.vstack(pieces))

@@ -4,17 +4,21 @@ Screenshots of each tab go to ``$SCREENSHOTS``, by default ``screenshots/``.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 pytest.importorskip("selenium")
 
+from lmc_lightning.callbacks.surface_figures import surface_mesh
 from lmc_lightning.experiments.quickstart import main
-from lmc_lightning.loggers import Mesh, log_mesh
+from lmc_lightning.landscape.slices import Mark, Surface
+from lmc_lightning.loggers import Embedding, Mesh, log_embedding, log_mesh
 from tests.browser.pages import Browser, browser
 
 pytestmark = [
@@ -27,20 +31,19 @@ SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", "screenshots")).resolve()
 
 
 def bowl() -> Mesh:
-    """A paraboloid, in the viewer's units."""
-    axis = np.linspace(-1, 1, 25)
-    x, z = (a.ravel() for a in np.meshgrid(axis, axis))
-    y = x**2 + z**2 - 1
-    corner = np.arange(24 * 25).reshape(24, 25)[:, :-1].ravel()
-    faces = np.vstack(
-        [np.stack([corner, corner + 1, corner + 25], 1), np.stack([corner + 1, corner + 26, corner + 25], 1)]
+    """A paraboloid, as the callback shows its surfaces."""
+    axis = torch.linspace(-1, 1, 25, dtype=torch.float64)
+    losses = 1 + axis[:, None] ** 2 + axis**2
+    return surface_mesh(
+        Surface(axis, axis, {"loss": losses}, (Mark("θ", (0.0, 0.0), 0.0, {"loss": 1.0}),), ("x", "y"), "a bowl")
     )
-    shade = ((y + 1) * 120).astype(np.uint8)
-    config = {
-        "camera": {"cls": "PerspectiveCamera", "fov": 45, "position": [2.0, 2.2, 2.0], "lookAt": [0, -0.1, 0]},
-        "material": {"cls": "MeshBasicMaterial", "side": 2, "color": "#ffffff"},
-    }
-    return Mesh(np.stack([x, y, z], 1), faces, np.stack([shade, 90 + shade // 2, 250 - shade], 1), config)
+
+
+def way() -> Embedding:
+    """A circle of points, each joined to the next one."""
+    angles = np.linspace(0, 3, 30)
+    points = np.stack([np.cos(angles), np.sin(angles), angles], 1)
+    return Embedding(points, ["step", "__next__"], [[i, i + 1 if i < 29 else ""] for i in range(30)])
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     run = folder / "digits" / "version_0"
     surface = TensorBoardLogger(folder / "digits" / "version_0", name="surface", version="last")
     log_mesh(surface, "landscape/mesh", bowl(), 36)
+    log_embedding(surface, "trajectory", way(), 36)
     surface.finalize("success")
     with browser(run, folder / "server.log") as opened:
         yield opened
@@ -66,7 +70,7 @@ def test_the_tabs_are_those_of_what_was_measured(page: Browser) -> None:
     page.open("timeseries")
     tabs = page.wait(lambda: page.texts("[data-plugin-id], .mat-mdc-tab, .mat-tab-label"), "tab")
     names = {name.strip().lower() for name in tabs}
-    assert {"time series", "scalars", "custom scalars", "images", "histograms", "text", "mesh"} <= names
+    assert {"time series", "scalars", "custom scalars", "images", "histograms", "text", "hparams", "mesh"} <= names
 
 
 @pytest.mark.parametrize("dark", ["false", "true"])
@@ -123,3 +127,20 @@ def test_the_mesh_is_drawn_by_webgl(page: Browser) -> None:
     page.wait(lambda: page.count("canvas") >= 1, "canvas")
     page.wait(lambda: page.colors("canvas") > 100, "surface on the canvas")
     page.save(SCREENSHOTS / "mesh.png")
+
+
+def test_the_run_has_its_hyper_parameters_beside_its_main_numbers(page: Browser) -> None:
+    page.open("hparams")
+    page.wait(lambda: "lenet5" in " ".join(page.texts("vaadin-grid-cell-content, td")), "row of the run")
+    shown = " ".join(page.texts("vaadin-grid-cell-content, th, td"))
+    assert {"lr", "network", "train_loss"} <= set(shown.split())
+    page.save(SCREENSHOTS / "hparams.png")
+
+
+def test_the_way_of_the_weights_is_in_the_projector(page: Browser) -> None:
+    for _ in range(3):  # the server finds it out while the page is open for the first time
+        page.open("projector")
+        time.sleep(5)
+    page.wait(lambda: page.count("iframe") == 1, "projector")
+    page.wait(lambda: page.colors("iframe") > 50, "point in it")
+    page.save(SCREENSHOTS / "projector.png")
