@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS ?= 2
 
-.PHONY: demo test lint types unit browser-test check-fresh clean
+.PHONY: demo test lint types unit docs wheel-test browser-test check-fresh clean
 
 demo: .venv/.package
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python examples/quickstart.py
@@ -19,6 +19,18 @@ types: .venv/.test
 
 unit: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The documentation as a site, docs/_build/html/index.html, without a single warning.
+docs: .venv/.docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# The wheel in an environment of its own: is everything in it that the demo needs?
+wheel-test: .venv/.package
+	folder=$$(mktemp -d) && $(BIN)/python -m pip install --quiet --disable-pip-version-check build && \
+	$(BIN)/python -m build --wheel --outdir $$folder . > /dev/null && ls -l $$folder/*.whl && \
+	$(PYTHON) -m venv $$folder/venv && \
+	$$folder/venv/bin/python -m pip install --quiet --disable-pip-version-check $$folder/*.whl && \
+	cd $$folder && OMP_NUM_THREADS=$(THREADS) venv/bin/lmc-lightning demo --small && rm -rf $$folder
 
 # TensorBoard as somebody sees it. Installs Chromium where apt-get does (Debian); screenshots go to $(SCREENSHOTS).
 SCREENSHOTS ?= screenshots
@@ -45,4 +57,8 @@ clean:
 
 .venv/.test: .venv/.package
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+.venv/.docs: .venv/.package
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@

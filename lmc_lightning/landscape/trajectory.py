@@ -180,7 +180,7 @@ class PlaneLosses:
 
 
 def plane_losses(objective: Objective, plane: Components, *, num_points: int = 25) -> PlaneLosses:
-    """The loss at ``num_points``² states of the plane, a fifth of the runs' extent beyond them on each side.
+    """The loss at ``num_points²`` states of the plane, a fifth of the runs' extent beyond them on each side.
 
     Buffers are the objective's own at every state, so BatchNorm has the statistics of its module. One forward pass over
     the probe set a state.

@@ -49,7 +49,7 @@ class PhaseMaps:
     load: str
     temperature: str
     values: Mapping[str, NDArray[np.float64]]
-    phases: NDArray[np.object_]
+    phases: NDArray[Any]
     rule: str = ""
 
 
@@ -122,7 +122,7 @@ def _finish(ax: Axes, maps: PhaseMaps, title: str) -> None:
     _draw_borders(ax, maps.phases)
 
 
-def _draw_borders(ax: Axes, phases: NDArray[np.object_]) -> None:
+def _draw_borders(ax: Axes, phases: NDArray[Any]) -> None:
     lines = [[(j + 0.5, i - 0.5), (j + 0.5, i + 0.5)] for i, j in np.argwhere(phases[:, 1:] != phases[:, :-1])]
     lines += [[(j - 0.5, i + 0.5), (j + 0.5, i + 0.5)] for i, j in np.argwhere(phases[1:] != phases[:-1])]
     ax.add_collection(mpl.collections.LineCollection(lines, colors=INK, linewidths=1.4))
