@@ -5,7 +5,6 @@ import math
 import pickle
 import re
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,13 +102,6 @@ def test_the_table_has_what_its_rows_say_and_the_blocks_that_are_asked_for(block
     assert {r.name for r in records if r.log == "none"} == unlogged
     values = {key for key, text in rows.items() if not is_picture(text) and not key.endswith("_stderr_data")}
     assert {r.name for r in records} == values
-
-
-def test_the_card_of_the_readme_names_every_key() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (row,) = [line for line in readme.splitlines() if line.startswith("| `HessianSpectrum` |")]
-    abbreviated = {"hessian/lambda_max_stderr_data", "hessian/lambda_max_residual"}
-    assert set(documented(HessianSpectrum)) - abbreviated == set(re.findall(r"`(hessian/\S+?)`", row))
 
 
 def test_the_pictures_of_the_table_are_shown_at_the_scheduled_steps_and_no_others() -> None:
