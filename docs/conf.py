@@ -65,7 +65,7 @@ def prepare(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
     for index, line in enumerate(lines):
         parts = line.split("``")
         lines[index] = "``".join(p if i % 2 else p.replace("|", r"\|") for i, p in enumerate(parts))
-    if what == "attribute":
+    if what in ("attribute", "data", "property"):
         lines.insert(0, "")  # or napoleon takes what is before a colon for a type
 
 
