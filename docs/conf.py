@@ -25,7 +25,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"  # of the pages that say that they are notebooks; the code of all others runs in the tests
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = -1  # a busy machine is no error
 nb_execution_show_tb = True
 nb_execution_in_temp = True
 nb_output_stderr = "remove"
@@ -65,7 +65,7 @@ def prepare(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
     for index, line in enumerate(lines):
         parts = line.split("``")
         lines[index] = "``".join(p if i % 2 else p.replace("|", r"\|") for i, p in enumerate(parts))
-    if what == "attribute":
+    if what in ("attribute", "data", "property"):
         lines.insert(0, "")  # or napoleon takes what is before a colon for a type
 
 

@@ -13,7 +13,7 @@ from tests.docs.pages import ROOT
 def build(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", *options, str(ROOT / "docs"), str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
 
 
 def test_all_pages_are_understood_and_all_references_lead_somewhere(tmp_path: Path) -> None:
