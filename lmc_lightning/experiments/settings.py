@@ -120,7 +120,7 @@ def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).strip("[]{}").replace('"', "")
 
 
-def run_correlations(table: pd.DataFrame, *, num_resamples: int = 1000) -> pd.DataFrame:
+def run_correlations(table: pd.DataFrame, *, num_resamples: int = 200) -> pd.DataFrame:
     """Spearman's rank correlation of each number of runs with validation loss and accuracy; empty below five runs.
 
     Args:

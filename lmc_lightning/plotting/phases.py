@@ -114,7 +114,8 @@ def _finish(ax: Axes, maps: PhaseMaps, title: str) -> None:
     for axis, values in ((ax.xaxis, maps.loads), (ax.yaxis, maps.temperatures)):
         every = -(-len(values) // _MAX_TICKS)
         places = range(0, len(values), every)
-        axis.set_ticks(places, [f"{values[i]:g}" if isinstance(values[i], float) else str(values[i]) for i in places])
+        shown = [f"{values[i]:g}" if isinstance(values[i], float) else str(values[i]).strip("[]") for i in places]
+        axis.set_ticks(places, shown)
     ax.tick_params(labelsize=8)
     ax.set_xlabel(maps.load, fontsize=9)
     ax.set_ylabel(maps.temperature, fontsize=9)

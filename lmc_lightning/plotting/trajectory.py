@@ -16,6 +16,7 @@ from lmc_lightning.plotting.style import FAINT, INK, new_axes, set_heading, styl
 _COLORS = ("#1f5fa8", "#c8321e", "#2a8a57", "#8a4fb0", "#d98a1f", "#3aa6b9", "#a8506b", "#6b7a1f")
 _GREYS = mpl.colors.ListedColormap(mpl.colormaps["Greys"](np.linspace(0.02, 0.6, 256)))
 _MAX_SHARES = 12
+_MANY = 20
 
 
 def plot_trajectories(
@@ -75,7 +76,7 @@ def _draw_paths(ax: Axes, runs: Sequence[Trajectory], paths: Sequence[NDArray[np
     for run, path, color in zip(runs, paths, colors, strict=False):
         ax.plot(*path.T, color="white", linewidth=3.2, solid_capstyle="round")
         ax.plot(*path.T, color=color, marker=".", markersize=4, linewidth=1.5, label=run.name if few else None)
-        _draw_ends(ax, path, color)
+        _draw_ends(ax, path, color, 1.0 if len(runs) <= _MANY else 0.55)
     if few and ax.collections:
         ax.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none")  # beside there is the colour bar
     elif few:
@@ -90,9 +91,9 @@ def _draw_by_step(ax: Axes, steps: NDArray[np.int64], path: NDArray[np.float64])
     _draw_ends(ax, path, INK)
 
 
-def _draw_ends(ax: Axes, path: NDArray[np.float64], color: object) -> None:
-    ax.plot(*path[0], marker="o", markersize=7, markerfacecolor="white", markeredgecolor=color, zorder=4)
-    ax.plot(*path[-1], marker="*", markersize=13, color=color, markeredgecolor="white", zorder=4)
+def _draw_ends(ax: Axes, path: NDArray[np.float64], color: object, size: float = 1.0) -> None:
+    ax.plot(*path[0], marker="o", markersize=7 * size, markerfacecolor="white", markeredgecolor=color, zorder=4)
+    ax.plot(*path[-1], marker="*", markersize=13 * size, color=color, markeredgecolor="white", zorder=4)
 
 
 def plot_variance_shares(
