@@ -21,6 +21,7 @@ from torch import Tensor
 from lmc_lightning.branching import internals
 from lmc_lightning.core.glassbox import RngState, rng_state, seed_everything, set_rng_state
 from lmc_lightning.core.random_vectors import derive_seed
+from lmc_lightning.core.shared_state import GENERATORS
 
 NoiseState: TypeAlias = dict[str, Any]
 """``rng``, ``generators`` and ``seeds``; plain values and tensors only."""
@@ -29,7 +30,6 @@ SeedOf: TypeAlias = Callable[[int, str], int]
 """``(seed, path) -> seed`` of one process; see :func:`seeds_of_process`."""
 
 Generator: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
-GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _LEAVES = (Tensor, np.ndarray, str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
 _SKIPPED = ("_iterator", "trainer", "_trainer")  # live iterators; the way back to the trainer
 _MAX_ELEMENTS = 256

@@ -31,6 +31,7 @@ class Collective:
 
         Raises:
             InterruptedMeasurementError: a process was asked to end.
+            RuntimeError: the computation failed on another process; on the one where it failed, its own exception.
         """
         with self.agreed():
             return compute()
@@ -81,16 +82,6 @@ class ProcessGroup(Collective):
     def __init__(self, device: torch.device, interrupted: Callable[[], bool] | None = None) -> None:
         super().__init__(interrupted)
         self.device = device
-
-    def agree(self, compute: Callable[[], T]) -> T:
-        """``compute()`` of this process, if it succeeds on all.
-
-        Raises:
-            InterruptedMeasurementError: a process was asked to end.
-            RuntimeError: the computation failed on another process; on the one where it failed, its own exception.
-        """
-        with self.agreed():
-            return compute()
 
     @contextmanager
     def agreed(self) -> Iterator[None]:

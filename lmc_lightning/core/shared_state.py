@@ -15,7 +15,7 @@ from lmc_lightning.core.structure import PLAIN, contents_of, restore_contents, w
 
 _LIBRARIES = ("torch", "torchmetrics", "torchvision", "lightning", "pytorch_lightning", "builtins", "abc", "typing")
 _CONTAINERS = (list, tuple, dict, set)
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _LARGEST = 64
 """Members of a container in a file that are looked through for generators."""
 
@@ -71,7 +71,7 @@ def _is_no_container(value: object) -> bool:
 def _generators_in(variables: dict[str, Any]) -> list[Any]:
     members = [v for v in variables.values() if isinstance(v, _CONTAINERS) and len(v) <= _LARGEST]
     reached = [*variables.values(), *walk(members, _is_no_container)]
-    return [v for v in reached if isinstance(v, _GENERATORS)]
+    return [v for v in reached if isinstance(v, GENERATORS)]
 
 
 def _back_to_now(generator: Any) -> Callable[[], object]:

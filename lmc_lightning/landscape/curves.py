@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import comb, isfinite, nan
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from lmc_lightning.landscape.sharpness import require_positive
 from lmc_lightning.types import Progress
 
 CurveKind: TypeAlias = Literal["bezier", "polychain"]
-CURVE_KINDS: tuple[CurveKind, ...] = ("bezier", "polychain")
+CURVE_KINDS: tuple[CurveKind, ...] = get_args(CurveKind)
 
 MakeOptimizer: TypeAlias = Callable[[list[Tensor]], torch.optim.Optimizer]
 

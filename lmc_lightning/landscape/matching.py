@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from lmc_lightning.landscape.permutation_groups import Group, Groups
 from lmc_lightning.landscape.reordering import Permutations
 
 Method: TypeAlias = Literal["weights", "activations"]
-METHODS: tuple[Method, ...] = ("weights", "activations")
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)

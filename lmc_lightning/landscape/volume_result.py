@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import lgamma, log, nan, pi, sqrt
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ from torch import Tensor
 from lmc_lightning.landscape.sharpness import require_positive
 
 Threshold: TypeAlias = Literal["absolute", "rise"]
-THRESHOLDS: tuple[Threshold, ...] = ("absolute", "rise")
+THRESHOLDS: tuple[Threshold, ...] = get_args(Threshold)
 VolumeMetric: TypeAlias = Literal["loss", "accuracy"]
-METRICS: tuple[VolumeMetric, ...] = ("loss", "accuracy")
+METRICS: tuple[VolumeMetric, ...] = get_args(VolumeMetric)
 Coordinates: TypeAlias = Literal["plain", "filter"]
-COORDINATES: tuple[Coordinates, ...] = ("plain", "filter")
+COORDINATES: tuple[Coordinates, ...] = get_args(Coordinates)
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MIN_EFFECTIVE = 8

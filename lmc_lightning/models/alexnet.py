@@ -2,10 +2,12 @@
 
 from collections import OrderedDict
 
-from torch import Tensor, nn
+from torch import nn
+
+from lmc_lightning.models.layers import FeaturesThenClassifier
 
 
-class AlexNet(nn.Module):
+class AlexNet(FeaturesThenClassifier):
     """AlexNet for 224×224 images, ``(N, 3, 224, 224) -> (N, num_classes)``; 57,823,752 parameters with 200 classes.
 
     The one-column layout (arXiv 1404.5997) with 64, 192, 384, 256 and 256 channels, BatchNorm after the first two
@@ -44,9 +46,3 @@ class AlexNet(nn.Module):
                 fc3=nn.Linear(4096, num_classes),
             )
         )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
-        features: Tensor = self.features(images)
-        logits: Tensor = self.classifier(features.flatten(1))
-        return logits

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
-
-from lmc_lightning.models.layers import conv_stages, dense_layers, pooled_size
+from lmc_lightning.models.layers import FeaturesThenClassifier, conv_stages, dense_layers, pooled_size
 
 
-class ConvNet(nn.Module):
+class ConvNet(FeaturesThenClassifier):
     """Plain CNN: same-size convolution, ReLU, 2×2 max pooling per entry of ``channels``, then the layers of ``fc``.
 
     ``(N, in_channels, image_size, image_size) -> (N, num_classes)``, no BatchNorm, no dropout. Calls that build
@@ -38,9 +36,3 @@ class ConvNet(nn.Module):
         side = pooled_size(image_size, len(channels))
         self.features = conv_stages(in_channels, channels, kernel_size)
         self.classifier = dense_layers([channels[-1] * side**2, *fc, num_classes])
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
-        features: Tensor = self.features(images)
-        logits: Tensor = self.classifier(features.flatten(1))
-        return logits

@@ -1,9 +1,22 @@
-"""The two stacks that the small convolutional networks share, with readable layer names."""
+"""What the networks without residuals share: stacks with readable layer names, and how they are joined."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
+
+
+class FeaturesThenClassifier(nn.Module):
+    """``features``, flattened, then ``classifier``."""
+
+    features: nn.Module
+    classifier: nn.Module
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        features: Tensor = self.features(images)
+        logits: Tensor = self.classifier(features.flatten(1))
+        return logits
 
 
 def conv_stages(in_channels: int, channels: Sequence[int], kernel_size: int) -> nn.Sequential:

@@ -2,12 +2,12 @@
 
 from collections import OrderedDict
 
-from torch import Tensor, nn
+from torch import nn
 
-from lmc_lightning.models.layers import dense_layers
+from lmc_lightning.models.layers import FeaturesThenClassifier, dense_layers
 
 
-class LeNet5(nn.Module):
+class LeNet5(FeaturesThenClassifier):
     """LeNet-5 with average pooling and ReLU, ``(N, in_channels, 28, 28) -> (N, num_classes)``; 61,706 parameters.
 
     Two 5×5 convolutions (6 and 16 channels), each with 2×2 average pooling, then 400–120–84–``num_classes``. Images of
@@ -33,9 +33,3 @@ class LeNet5(nn.Module):
             )
         )
         self.classifier = dense_layers([16 * 5 * 5, 120, 84, num_classes])
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
-        features: Tensor = self.features(images)
-        logits: Tensor = self.classifier(features.flatten(1))
-        return logits

@@ -3,12 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from lmc_lightning.models.layers import conv_stages, dense_layers, pooled_size
+from lmc_lightning.models.layers import FeaturesThenClassifier, conv_stages, dense_layers, pooled_size
 
 
-class ReducedVGG(nn.Module):
+class ReducedVGG(FeaturesThenClassifier):
     """Two-stage VGG with dropout, ``(N, in_channels, 32, 32) -> (N, num_classes)``; 1,102,410 parameters.
 
     3×3 convolutions with 32 and 64 channels, each followed by ReLU and 2×2 max pooling, then fully connected
@@ -30,17 +30,11 @@ class ReducedVGG(nn.Module):
         self.features = conv_stages(in_channels, channels, kernel_size=3)
         self.classifier = dense_layers([channels[-1] * side**2, *hidden, num_classes], dropout)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
-        features: Tensor = self.features(images)
-        logits: Tensor = self.classifier(features.flatten(1))
-        return logits
-
 
 _VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
-class VGG16(nn.Module):
+class VGG16(FeaturesThenClassifier):
     """VGG-16 with BatchNorm for CIFAR, ``(N, 3, 32, 32) -> (N, num_classes)``; 14,728,266 parameters.
 
     The thirteen convolutions of arXiv 1409.1556 (``conv{stage}_{i}``), each followed by BatchNorm and ReLU, max pooling
@@ -61,9 +55,3 @@ class VGG16(nn.Module):
             layers[f"pool{stage}"] = nn.MaxPool2d(2)
         self.features = nn.Sequential(layers)
         self.classifier = nn.Linear(width, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
-        features: Tensor = self.features(images)
-        logits: Tensor = self.classifier(features.flatten(1))
-        return logits
