@@ -161,7 +161,7 @@ def of_the_gallery(names: dict[str, Any]) -> dict[str, Any]:
         "trunk": classifier(),
         "child": classifier(1),
         "modules": modules,
-        "starts": [classifier(10 + seed) for seed in range(3)],
+        "starts": [classifier(10 + seed).state_dict() for seed in range(3)],
     }
 
 
