@@ -43,6 +43,7 @@ ALLOWED = {
         "landscape",
         "branching",
         "recording",
+        "loggers",
         "plotting",
         "summary",
         "callbacks",

@@ -97,11 +97,13 @@ def align_all(
 
 def _objective(module: nn.Module, batches: Sequence[StepBatch], loss_fn: LossFn | None, **options: Any) -> Objective:
     if loss_fn is None and not hasattr(module, "training_step"):
-        return objective_of(module, batches, loss_fn=_outputs, keep_batches=True, **options)
+        return objective_of(module, batches, loss_fn=_outputs, wrap=lambda _: _outputs, keep_batches=True, **options)
     return objective_of(module, batches, loss_fn=loss_fn, **options)
 
 
-def _outputs(module: nn.Module, batch: Any) -> Tensor:
+def _outputs(module: nn.Module, step_batch: StepBatch) -> Tensor:
+    """All outputs in place of a loss, which matching does not need."""
+    batch = step_batch.batch
     outputs: Tensor = module(batch[0] if isinstance(batch, list | tuple) else batch)
     return outputs
 

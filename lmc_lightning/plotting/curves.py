@@ -23,7 +23,7 @@ def plot_paths(
     """One metric along several paths between the same two networks, with their common chord (dotted).
 
     Args:
-        paths: by label, the straight line first; all of one metric on one split.
+        paths: by label, the straight line first; all of one metric on one split, where they name one.
         ax: where to draw; by default in a new figure.
         title: of the figure.
         ends: names of the networks at t = 0 and t = 1.
@@ -31,9 +31,11 @@ def plot_paths(
     Raises:
         ValueError: no path, more than six, or paths of different metrics or splits.
     """
-    kinds = {(path.metric, path.split) for path in paths.values()}
-    if len(kinds) != 1 or len(paths) > len(_COLORS):
-        raise ValueError(f"Expected one to six paths of one metric on one split, got {len(paths)} of {sorted(kinds)}.")
+    metrics = sorted({path.metric for path in paths.values()})
+    splits = sorted({path.split for path in paths.values() if path.split})
+    if len(metrics) != 1 or len(splits) > 1 or len(paths) > len(_COLORS):
+        kinds = f"{', '.join(metrics)} on {', '.join(splits) or 'unnamed data'}"
+        raise ValueError(f"Expected one to six paths of one metric on one split, got {len(paths)} of {kinds}.")
     first = next(iter(paths.values()))
     with style():
         ax = ax if ax is not None else new_axes()

@@ -185,7 +185,10 @@ def test_pairs_have_all_measures_and_unknown_ones_are_named(branched):
     assert -0.2 < found.metrics["similarity/mean"] <= 1
     tasks.record_path(folder, "more").unlink()
     outcome = run_task(study, Task("odd", "pair", tuple(cells), measures={"nope": {}}), folder)
-    assert "A pair is measured by aligned_barrier, barrier, curve, distance, similarity, volume, not" in outcome.reason
+    assert (
+        "A pair is measured by aligned_barrier, barrier, curve, distance, plane, similarity, volume, not"
+        in outcome.reason
+    )
     tasks.record_path(folder, "odd").unlink()
 
 
