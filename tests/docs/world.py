@@ -136,9 +136,12 @@ def of_the_gallery(names: dict[str, Any]) -> dict[str, Any]:
         "loss_surface": capped(lmc_lightning.loss_surface, num_points=5),
         "LossSurface": partial(lmc_lightning.LossSurface, num_points=5),
         "WeightTrajectory": capped(lmc_lightning.WeightTrajectory, loss_points=3),
-        "VolumeSettings": capped(lmc_lightning.VolumeSettings, num_directions=4),
         "CurveTraining": capped(lmc_lightning.CurveTraining, num_epochs=1),
         "animate": capped(lmc_lightning.animate, turning_frames=2),
+        "VolumeSettings": lambda thresholds, num_directions: lmc_lightning.VolumeSettings(
+            thresholds=tuple(100 * threshold for threshold in thresholds),  # of a network that is not trained
+            num_directions=min(8, num_directions),
+        ),
     }
     plots = {
         name: plot
