@@ -88,9 +88,10 @@ def network(home: Path) -> Trained:
 
 def _planes(folder: Path, table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
     first = table[(table["kind"] == "pair") & (table["name"] == "plane/loss_max")].drop_duplicates(varied(table))
-    texts, by = setting_texts(table), varied(table)
+    by = varied(table)
+    texts = setting_texts(table) if by else {(): ""}
     for number, (task, setting) in enumerate(zip(first["task"], first[by].itertuples(index=False), strict=True)):
         surface = load_surface(pair_file(folder, task, "plane"))
         caption = surface_caption(surface).replace(" · BatchNorm", "\nBatchNorm")  # of a wide line on narrow axes
-        caption = f"{texts.get(tuple(setting), '')}\n{caption}" if by else caption
+        caption = f"{texts[tuple(setting)]}\n{caption}".strip()
         yield f"plane_{number}", figure_of(plot_contours(surface, title="Two minima", caption=caption))
