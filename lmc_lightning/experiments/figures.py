@@ -15,14 +15,14 @@ from lmc_lightning.callbacks.trajectories import convergence_statistics
 from lmc_lightning.experiments.collect import collect, runs
 from lmc_lightning.experiments.measures import Trained, trained
 from lmc_lightning.experiments.phases import COLUMNS, phase_maps
-from lmc_lightning.experiments.settings import run_correlations, setting_means, size_volumes, varied
+from lmc_lightning.experiments.settings import run_correlations, setting_means, setting_texts, size_volumes, varied
 from lmc_lightning.experiments.tasks import WEIGHTS, cell_folder, pair_file
 from lmc_lightning.landscape.slices import load_surface
 from lmc_lightning.landscape.trajectory import pca_plane, plane_losses
 from lmc_lightning.plotting.phases import plot_phases
 from lmc_lightning.plotting.studies import plot_correlations, plot_ends, plot_settings, plot_volume_sizes
 from lmc_lightning.plotting.style import figure_of
-from lmc_lightning.plotting.surfaces import plot_contours
+from lmc_lightning.plotting.surfaces import plot_contours, surface_caption
 from lmc_lightning.plotting.trajectory import plot_trajectories
 
 NUM_EXAMPLES = 1024
@@ -88,7 +88,10 @@ def network(home: Path) -> Trained:
 
 def _planes(folder: Path, table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
     first = table[(table["kind"] == "pair") & (table["name"] == "plane/loss_max")].drop_duplicates(varied(table))
-    for number, row in enumerate(first.itertuples()):
-        setting = ", ".join(f"{name}={getattr(row, name)}" for name in varied(table))
-        surface = load_surface(pair_file(folder, str(row.task), "plane"))
-        yield f"plane_{number}", figure_of(plot_contours(surface, title=f"Two minima. {setting}"))
+    by = varied(table)
+    texts = setting_texts(table) if by else {(): ""}
+    for number, (task, setting) in enumerate(zip(first["task"], first[by].itertuples(index=False), strict=True)):
+        surface = load_surface(pair_file(folder, task, "plane"))
+        caption = surface_caption(surface).replace(" · BatchNorm", "\nBatchNorm")  # of a wide line on narrow axes
+        caption = f"{texts[tuple(setting)]}\n{caption}".strip()
+        yield f"plane_{number}", figure_of(plot_contours(surface, title="Two minima", caption=caption))

@@ -1,5 +1,6 @@
 """What a study found for each of its settings, over seeds, and which numbers go together."""
 
+import json
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -71,8 +72,7 @@ def setting_means(table: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=["setting", "value", "mean", "stderr", "n"])
     found = pd.concat(parts, ignore_index=True)
     found = found[found["n"] > 0]
-    order = [tuple(row) for row in cells[by].drop_duplicates().itertuples(index=False)]
-    text = {row: _text(by, row, cells) for row in order}
+    text = setting_texts(table)
     found["setting"] = [text.get(tuple(row), "") for row in found[by].itertuples(index=False)]
     return found.assign(stderr=found["mean"] - found["low"])[["setting", "value", "mean", "stderr", "n"]]
 
@@ -109,15 +109,28 @@ def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     return [*dict.fromkeys(n for n in found if "/r_" not in n)]
 
 
-def _text(by: Sequence[str], values: Sequence[object], cells: pd.DataFrame) -> str:
-    """What a setting differs in from the most common values."""
-    usual = {name: cells[name].astype(str).mode().iloc[0] for name in by}
-    own = [(name, value) for name, value in zip(by, values, strict=True) if len(by) == 1 or str(value) != usual[name]]
-    return ", ".join(f"{name} {_plain(value)}" for name, value in own) or "base"
+def setting_texts(table: pd.DataFrame) -> dict[tuple[object, ...], str]:
+    """The values of :func:`varied` of each setting as a text; of mappings only what not all settings have."""
+    by, cells = varied(table), runs(table)
+    rows = [tuple(row) for row in cells[by].drop_duplicates().itertuples(index=False)]
+    columns = [_texts(values) for values in zip(*rows, strict=True)]
+    names = [f"{by[0]} "] if len(by) == 1 else [""] * len(by)
+    texts = [" ".join(name + v for name, v in zip(names, own, strict=True) if v) for own in zip(*columns, strict=True)]
+    return dict(zip(rows, texts, strict=True))
 
 
-def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).strip("[]{}").replace('"', "")
+def _texts(values: Sequence[object]) -> list[str]:
+    parsed = [json.loads(v) if isinstance(v, str) and v.startswith("{") else v for v in values]
+    pairs = [set(map(str, v.items())) for v in parsed if isinstance(v, dict)]
+    common = set.intersection(*pairs) if pairs else set()
+    return [
+        " ".join(f"{key} {part}" for key, part in v.items() if str((key, part)) not in common)
+        if isinstance(v, dict)
+        else f"{v:g}"
+        if isinstance(v, float)
+        else str(v).strip("[]")
+        for v in parsed
+    ]
 
 
 def run_correlations(table: pd.DataFrame, *, num_resamples: int = 200) -> pd.DataFrame:
