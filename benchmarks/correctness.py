@@ -25,12 +25,12 @@ from benchmarks import peers
 from benchmarks.works import Batch
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import rademacher
-from lmc_lightning.landscape.curvature import spectrum
-from lmc_lightning.landscape.directions import given_directions, random_directions
-from lmc_lightning.landscape.paths import endpoint_of, linear_path
-from lmc_lightning.landscape.profiles import profiles_along
-from lmc_lightning.landscape.slices import centred_grid, surface
-from lmc_lightning.landscape.states import StateEvaluator
+from lmc_lightning.landscape.curvature.spectrum import spectrum
+from lmc_lightning.landscape.paths.line import endpoint_of, linear_path
+from lmc_lightning.landscape.paths.profiles import profiles_along
+from lmc_lightning.landscape.paths.states import StateEvaluator
+from lmc_lightning.landscape.surface.directions import given_directions, random_directions
+from lmc_lightning.landscape.surface.slices import centred_grid, surface
 from lmc_lightning.linalg.trace import trace_to_precision
 
 Answer = float | str

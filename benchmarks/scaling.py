@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.curvature import spectrum
+from lmc_lightning.landscape.curvature.spectrum import spectrum
 
 WIDTHS = {79_510: 100, 238_510: 300, 795_010: 1_000, 2_385_010: 3_000, 7_950_010: 10_000, 59_625_010: 75_000}
 """Parameters of a network 784–width–10, measured on 256 examples."""

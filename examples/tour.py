@@ -70,9 +70,9 @@ from lmc_lightning import (
     read_trajectory,
 )
 from lmc_lightning.data import TwoMoonsDataModule
-from lmc_lightning.landscape.bands import seed_standard_error
-from lmc_lightning.landscape.statistics import correlations, group_means
-from lmc_lightning.landscape.trajectory import PlaneLosses, tsne
+from lmc_lightning.landscape.statistics.bands import seed_standard_error
+from lmc_lightning.landscape.statistics.correlations import correlations, group_means
+from lmc_lightning.landscape.trajectory.components import PlaneLosses, tsne
 from lmc_lightning.models import ImageClassifier
 from lmc_lightning.plotting.barriers import plot_barrier_curves
 from lmc_lightning.plotting.curves import plot_paths

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from lmc_lightning.callbacks.trajectories import convergence_statistics, family_trajectories
     from lmc_lightning.callbacks.weight_trajectory import WeightTrajectory
     from lmc_lightning.callbacks.zoom import replay
-    from lmc_lightning.landscape.barrier import Barrier
-    from lmc_lightning.landscape.curves import CurveTraining
-    from lmc_lightning.landscape.llc import Langevin
-    from lmc_lightning.landscape.onset import bisect_onset
-    from lmc_lightning.landscape.slices import Surface, load_surface
-    from lmc_lightning.landscape.trajectory import Trajectory, pca_plane
-    from lmc_lightning.landscape.volume_result import VolumeSettings
-    from lmc_lightning.landscape.volume_tables import order_violations, rank_table, ranking_stability, volume_table
+    from lmc_lightning.landscape.paths.barrier import Barrier
+    from lmc_lightning.landscape.paths.curves import CurveTraining
+    from lmc_lightning.landscape.paths.onset import bisect_onset
+    from lmc_lightning.landscape.surface.slices import Surface, load_surface
+    from lmc_lightning.landscape.trajectory.components import Trajectory, pca_plane
+    from lmc_lightning.landscape.volume.llc import Langevin
+    from lmc_lightning.landscape.volume.result import VolumeSettings
+    from lmc_lightning.landscape.volume.tables import order_violations, rank_table, ranking_stability, volume_table
     from lmc_lightning.plotting.animation import animate
     from lmc_lightning.recording import Record
     from lmc_lightning.summary import summarize
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 # Imported when first used, so that the mathematics works without Lightning.
 _HOMES = {
     "Aligned": "callbacks.alignment",
-    "Barrier": "landscape.barrier",
+    "Barrier": "landscape.paths.barrier",
     "CheckpointBranching": "callbacks.checkpoint_branching",
-    "CurveTraining": "landscape.curves",
+    "CurveTraining": "landscape.paths.curves",
     "EdgeOfStability": "callbacks.edge_of_stability",
     "Family": "branching.lineage",
     "HessianSpectrum": "callbacks.hessian_spectrum",
     "InterpolationBarrier": "callbacks.interpolation_barrier",
-    "Langevin": "landscape.llc",
+    "Langevin": "landscape.volume.llc",
     "LocalLearningCoefficient": "callbacks.local_learning_coefficient",
     "LossSurface": "callbacks.loss_surface",
     "MeasurementCallback": "callbacks.base",
@@ -59,37 +59,37 @@ _HOMES = {
     "Record": "recording",
     "RepresentationSimilarity": "callbacks.representation_similarity",
     "Sharpness": "callbacks.sharpness",
-    "Surface": "landscape.slices",
-    "Trajectory": "landscape.trajectory",
-    "VolumeSettings": "landscape.volume_result",
+    "Surface": "landscape.surface.slices",
+    "Trajectory": "landscape.trajectory.components",
+    "VolumeSettings": "landscape.volume.result",
     "WeightTrajectory": "callbacks.weight_trajectory",
     "align": "callbacks.alignment",
     "align_all": "callbacks.alignment",
     "animate": "plotting.animation",
-    "bisect_onset": "landscape.onset",
+    "bisect_onset": "landscape.paths.onset",
     "connect": "callbacks.offline_landscape",
     "convergence_statistics": "callbacks.trajectories",
     "default_callbacks": "callbacks.defaults",
     "family_table": "callbacks.family_table",
     "family_trajectories": "callbacks.trajectories",
     "interpolation_barrier": "callbacks.offline",
-    "load_surface": "landscape.slices",
+    "load_surface": "landscape.surface.slices",
     "local_learning_coefficient": "callbacks.offline_landscape",
     "loss_surface": "callbacks.offline_surface",
     "measure": "callbacks.offline",
     "minima_volumes": "callbacks.offline_landscape",
     "onset_of": "callbacks.family_table",
-    "order_violations": "landscape.volume_tables",
+    "order_violations": "landscape.volume.tables",
     "paired_differences": "callbacks.differences",
-    "pca_plane": "landscape.trajectory",
-    "rank_table": "landscape.volume_tables",
-    "ranking_stability": "landscape.volume_tables",
+    "pca_plane": "landscape.trajectory.components",
+    "rank_table": "landscape.volume.tables",
+    "ranking_stability": "landscape.volume.tables",
     "read_trajectory": "callbacks.snapshots",
     "replay": "callbacks.zoom",
     "representation_similarity": "callbacks.offline_similarity",
     "seed_means": "callbacks.family_table",
     "summarize": "summary",
-    "volume_table": "landscape.volume_tables",
+    "volume_table": "landscape.volume.tables",
 }
 
 __all__ = [

@@ -111,3 +111,24 @@ def test_modules_and_functions_are_short(path: Path) -> None:
 def test_every_part_of_the_package_has_its_rule() -> None:
     parts = {part_of(p) for p in MODULES} - {"__init__"}
     assert parts <= set(ALLOWED)
+
+
+LANDSCAPE = (
+    "statistics",
+    "sharpness",
+    "curvature",
+    "paths",
+    "alignment",
+    "similarity",
+    "volume",
+    "surface",
+    "trajectory",
+)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_each_folder_of_the_landscape_uses_those_before_it(path: Path) -> None:
+    place = path.relative_to(PACKAGE).parts
+    if place[0] == "landscape" and len(place) == 3:
+        used = {m.split(".")[2] for m, _ in imports(path) if m.startswith("lmc_lightning.landscape.")}
+        assert all(LANDSCAPE.index(group) <= LANDSCAPE.index(place[1]) for group in used & {*LANDSCAPE})

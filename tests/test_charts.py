@@ -8,8 +8,8 @@ import pytest
 import lmc_lightning
 from lmc_lightning.callbacks.reporting import HasCharts, layout_of
 from lmc_lightning.callbacks.run_report import run_report
-from lmc_lightning.landscape.barrier import DEFINITIONS
-from lmc_lightning.landscape.sharpness_family import MEASURES
+from lmc_lightning.landscape.paths.barrier import DEFINITIONS
+from lmc_lightning.landscape.sharpness.family import MEASURES
 from lmc_lightning.loggers import Band
 from tests.callbacks.runs import Classifier, Rows, fit, loader
 from tests.test_contract import CALLBACKS, make

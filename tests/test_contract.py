@@ -21,8 +21,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import lmc_lightning
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.landscape.curves import CurveTraining
-from lmc_lightning.landscape.llc import Langevin
+from lmc_lightning.landscape.paths.curves import CurveTraining
+from lmc_lightning.landscape.volume.llc import Langevin
 from lmc_lightning.recording import Measurement
 from tests.zoo import ZOO
 from tests.zoo.batches import GraphNetwork

@@ -35,9 +35,9 @@ from lmc_lightning.callbacks.guards import check_trainer
 from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.structure import digest
-from lmc_lightning.landscape.paths import endpoint_of, linear_path
-from lmc_lightning.landscape.profiles import profiles_along
-from lmc_lightning.landscape.states import StateEvaluator
+from lmc_lightning.landscape.paths.line import endpoint_of, linear_path
+from lmc_lightning.landscape.paths.profiles import profiles_along
+from lmc_lightning.landscape.paths.states import StateEvaluator
 from tests.scripts import ddp_script, deaths, distributed
 from tests.scripts.processes import PATIENCE, free_port, pair
 

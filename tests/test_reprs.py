@@ -11,7 +11,7 @@ from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.common import Common, CommonButExamples
 from lmc_lightning.callbacks.minima_volume import VolumeSettings
 from lmc_lightning.callbacks.mode_connectivity import CurveTraining
-from lmc_lightning.landscape.llc import Langevin
+from lmc_lightning.landscape.volume.llc import Langevin
 from tests.callbacks.runs import Classifier, batches, cross_entropy, fit
 from tests.test_contract import CALLBACKS, MEASURING
 

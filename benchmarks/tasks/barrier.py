@@ -14,9 +14,9 @@ from benchmarks.harness import Contender, Found, Run, Values
 from benchmarks.tasks.eigenvalues import peer
 from benchmarks.works import Batch, Work, in_chunks, mean_loss
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.barrier import barriers_on, line_profiles
-from lmc_lightning.landscape.paths import endpoint_of
-from lmc_lightning.landscape.states import StateEvaluator
+from lmc_lightning.landscape.paths.barrier import barriers_on, line_profiles
+from lmc_lightning.landscape.paths.line import endpoint_of
+from lmc_lightning.landscape.paths.states import StateEvaluator
 
 POINTS = 25
 _PLACES = ("train loss", "train error", "validation loss", "validation error")

@@ -13,7 +13,7 @@ from benchmarks.harness import Contender, Found, Run, Values
 from benchmarks.references import Reference
 from benchmarks.works import Work, mean_loss
 from lmc_lightning import HessianSpectrum, measure
-from lmc_lightning.landscape.curvature import spectrum
+from lmc_lightning.landscape.curvature.spectrum import spectrum
 
 Task = Callable[[nn.Module], Found]
 

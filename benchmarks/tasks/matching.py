@@ -11,7 +11,7 @@ from benchmarks import peers
 from benchmarks.harness import Contender, Found, Run, Values
 from benchmarks.works import Work
 from lmc_lightning.callbacks.alignment import align
-from lmc_lightning.landscape.permutation_groups import permutation_groups
+from lmc_lightning.landscape.alignment.groups import permutation_groups
 
 _EXAMPLES = 8
 """With which a network is traced."""

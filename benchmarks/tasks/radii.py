@@ -8,9 +8,9 @@ from torch import Tensor
 from benchmarks.harness import Contender, Found, Run, Values
 from benchmarks.works import Work
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.radii import bisected
-from lmc_lightning.landscape.volume import direction, minimum_volumes
-from lmc_lightning.landscape.volume_result import VolumeSettings
+from lmc_lightning.landscape.volume.estimate import direction, minimum_volumes
+from lmc_lightning.landscape.volume.radii import bisected
+from lmc_lightning.landscape.volume.result import VolumeSettings
 
 NUM_DIRECTIONS = 20
 RISE = 0.1

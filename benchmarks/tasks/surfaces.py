@@ -15,8 +15,8 @@ from benchmarks.harness import Contender, Found, Run, Values
 from benchmarks.tasks.eigenvalues import peer
 from benchmarks.works import Batch, Work, mean_loss
 from lmc_lightning import loss_surface
-from lmc_lightning.landscape.directions import given_directions
-from lmc_lightning.landscape.slices import surface
+from lmc_lightning.landscape.surface.directions import given_directions
+from lmc_lightning.landscape.surface.slices import surface
 
 POINTS = 11
 CENTRE = POINTS // 2

@@ -13,7 +13,7 @@ from benchmarks.references import Reference
 from benchmarks.tasks.eigenvalues import arpack, peer, products_needed
 from benchmarks.tasks.trace import PRODUCTS
 from benchmarks.works import Work
-from lmc_lightning.landscape.curvature import spectrum
+from lmc_lightning.landscape.curvature.spectrum import spectrum
 
 PROBES, STEPS = 8, 24
 """Of the density, everywhere."""

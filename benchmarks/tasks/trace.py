@@ -58,7 +58,7 @@ def _ours(work: Work, seed: int) -> Run:
 
 
 def _exact(work: Work, module: torch.nn.Module) -> Found:
-    from lmc_lightning.landscape.exact_trace import exact_trace
+    from lmc_lightning.landscape.curvature.exact_trace import exact_trace
 
     objective = work.objective(module)
     found = exact_trace(objective, objective.theta(), generator=torch.Generator().manual_seed(0))

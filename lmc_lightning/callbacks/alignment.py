@@ -12,9 +12,9 @@ from lmc_lightning.callbacks.bridge import StepBatch, objective_of
 from lmc_lightning.callbacks.guards import check_alike, check_choice
 from lmc_lightning.callbacks.probes import draw, to_device
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.alignment import Alignment
-from lmc_lightning.landscape.matching import METHODS, Matching, Method
-from lmc_lightning.landscape.paths import endpoint_of
+from lmc_lightning.landscape.alignment.aligned import Alignment
+from lmc_lightning.landscape.alignment.matching import METHODS, Matching, Method
+from lmc_lightning.landscape.paths.line import endpoint_of
 from lmc_lightning.types import LossFn
 
 
@@ -50,7 +50,7 @@ def align(
     """``module_b`` with its channels in the order that brings it closest to ``module_a``; neither is changed.
 
     Which channels can be permuted together is found by watching a forward pass, for any architecture, and tested on the
-    function: see :func:`~lmc_lightning.landscape.permutation_groups.groups_of`.
+    function: see :func:`~lmc_lightning.landscape.alignment.groups.groups_of`.
 
     Args:
         module_a: a LightningModule, or any ``nn.Module``, with ``loss_fn`` or one that takes the first part of a batch.

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 
 from lmc_lightning.callbacks.comparison import Extra
-from lmc_lightning.landscape.barrier import DEFINITIONS
-from lmc_lightning.landscape.connections import LEVELS
-from lmc_lightning.landscape.distances import ParameterDistance, PredictionDistance
+from lmc_lightning.landscape.paths.barrier import DEFINITIONS
+from lmc_lightning.landscape.paths.connections import LEVELS
+from lmc_lightning.landscape.similarity.distances import ParameterDistance, PredictionDistance
 from lmc_lightning.loggers import Chart
 
 Tag = Callable[..., str]

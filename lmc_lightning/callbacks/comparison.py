@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from lmc_lightning.callbacks.bridge import LogRecorder, StepBatch, logged_metrics
 from lmc_lightning.callbacks.guards import check_choice
-from lmc_lightning.landscape.alignment import Alignment
-from lmc_lightning.landscape.attribution import Attribution, attribution
-from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, NumPoints, barriers_on, line_profiles
-from lmc_lightning.landscape.batchnorm import has_batch_norm
-from lmc_lightning.landscape.distances import parameter_distance, prediction_distance
-from lmc_lightning.landscape.layers import Barriers, layer_barriers
-from lmc_lightning.landscape.outputs import Outputs, outputs_at
-from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, Endpoint
-from lmc_lightning.landscape.profiles import Profile
-from lmc_lightning.landscape.soup import soup_gains
-from lmc_lightning.landscape.states import Metrics, StateEvaluator
+from lmc_lightning.landscape.alignment.aligned import Alignment
+from lmc_lightning.landscape.paths.attribution import Attribution, attribution
+from lmc_lightning.landscape.paths.barrier import DEFINITIONS, Barrier, NumPoints, barriers_on, line_profiles
+from lmc_lightning.landscape.paths.batchnorm import has_batch_norm
+from lmc_lightning.landscape.paths.layer_barriers import Barriers, layer_barriers
+from lmc_lightning.landscape.paths.line import NUM_POINTS, BatchStats, Endpoint
+from lmc_lightning.landscape.paths.profiles import Profile
+from lmc_lightning.landscape.paths.soup import soup_gains
+from lmc_lightning.landscape.paths.states import Metrics, StateEvaluator
+from lmc_lightning.landscape.similarity.distances import parameter_distance, prediction_distance
+from lmc_lightning.landscape.similarity.predictions import Outputs, outputs_at
 from lmc_lightning.recording import Quantity
 
 Extra: TypeAlias = Literal["distances", "soup", "layers", "attribution", "figures"]

@@ -8,10 +8,10 @@ import torch
 from lmc_lightning.callbacks.comparison import Comparison, Finding, Pairing
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import derive_seed
-from lmc_lightning.landscape.barrier import Barrier
-from lmc_lightning.landscape.connections import LEVELS, Connection, connection
-from lmc_lightning.landscape.curves import CurveTraining
-from lmc_lightning.landscape.paths import Endpoint
+from lmc_lightning.landscape.paths.barrier import Barrier
+from lmc_lightning.landscape.paths.connections import LEVELS, Connection, connection
+from lmc_lightning.landscape.paths.curves import CurveTraining
+from lmc_lightning.landscape.paths.line import Endpoint
 from lmc_lightning.types import Progress
 
 FAMILY = "path"

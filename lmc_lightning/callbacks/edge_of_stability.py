@@ -15,10 +15,10 @@ from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.core.chunks import equal_batches
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.structure import leading_size
-from lmc_lightning.landscape.batchnorm import has_batch_norm
-from lmc_lightning.landscape.dynamics import batch_statistics, update_prediction
-from lmc_lightning.landscape.memory_plan import memory_plan
-from lmc_lightning.landscape.stability import GUARD_PAIRS, Stability, stability
+from lmc_lightning.landscape.curvature.dynamics import batch_statistics, update_prediction
+from lmc_lightning.landscape.curvature.memory_plan import memory_plan
+from lmc_lightning.landscape.curvature.stability import GUARD_PAIRS, Stability, stability
+from lmc_lightning.landscape.paths.batchnorm import has_batch_norm
 from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.recording import Measurement
 

@@ -13,7 +13,7 @@ from lmc_lightning.callbacks.progress import ProgressDisplay
 from lmc_lightning.callbacks.visits import Visit, probe_evidence
 from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.core.random_vectors import derive_seed
-from lmc_lightning.landscape.stability import OptimizerState
+from lmc_lightning.landscape.curvature.stability import OptimizerState
 from lmc_lightning.recording import Measurement
 from lmc_lightning.types import LossFn
 

@@ -10,7 +10,7 @@ import numpy as np
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.family_table import family_table, seed_means
 from lmc_lightning.callbacks.pairs import PAIR_KINDS, Pair, pairs_of, variant_of
-from lmc_lightning.landscape.barrier import Barrier
+from lmc_lightning.landscape.paths.barrier import Barrier
 from lmc_lightning.plotting.barriers import barrier_caption, plot_barrier_curves, plot_barrier_heatmap, plot_gap_curves
 from lmc_lightning.plotting.family import Points, plot_family_tree, plot_lines
 from lmc_lightning.plotting.style import figure_of

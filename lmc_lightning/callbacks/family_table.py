@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from lmc_lightning.core.files import slug, write_atomic
-from lmc_lightning.landscape.bands import seed_standard_error
-from lmc_lightning.landscape.barrier import DEFINITIONS
-from lmc_lightning.landscape.onset import THRESHOLD, Onset, onset
+from lmc_lightning.landscape.paths.barrier import DEFINITIONS
+from lmc_lightning.landscape.paths.onset import THRESHOLD, Onset, onset
+from lmc_lightning.landscape.statistics.bands import seed_standard_error
 from lmc_lightning.recording import Record
 
 CELL = (
@@ -89,8 +89,9 @@ def _rows(record: Record, family: str) -> Iterator[dict[str, Any]]:
 def seed_means(table: pd.DataFrame) -> pd.DataFrame:
     """The mean over pairs of networks of every number, a row for each cell of ``CELL``.
 
-    ``stderr_seed`` is the node jackknife of :func:`~lmc_lightning.landscape.bands.seed_standard_error`, NaN below 3
-    ``num_nodes``. ``stderr_data`` is the mean of those of the pairs: an upper bound, because all see the same examples.
+    ``stderr_seed`` is the node jackknife of :func:`~lmc_lightning.landscape.statistics.bands.seed_standard_error`, NaN
+    below 3 ``num_nodes``. ``stderr_data`` is the mean of those of the pairs: an upper bound, because all see the same
+    examples.
 
     Args:
         table: from :func:`family_table`, or several under one another.

@@ -22,11 +22,11 @@ from lmc_lightning.callbacks.spectrum_quantities import (
 from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.core.hvp import CurvatureProduct
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.blocks import Blocks
-from lmc_lightning.landscape.curvature import Operator, spectrum
-from lmc_lightning.landscape.exact_trace import ExactnessCheck
-from lmc_lightning.landscape.spectrum_result import SpectrumResult
-from lmc_lightning.landscape.stability import Stability, stability
+from lmc_lightning.landscape.curvature.blocks import Blocks
+from lmc_lightning.landscape.curvature.exact_trace import ExactnessCheck
+from lmc_lightning.landscape.curvature.result import SpectrumResult
+from lmc_lightning.landscape.curvature.spectrum import Operator, spectrum
+from lmc_lightning.landscape.curvature.stability import Stability, stability
 from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.recording import Measurement, Quantity
 

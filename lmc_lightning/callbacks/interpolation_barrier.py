@@ -15,9 +15,9 @@ from lmc_lightning.callbacks.guards import check_choice, check_listed
 from lmc_lightning.callbacks.pairwise import PairMeasurement, PathOptions
 from lmc_lightning.callbacks.probe_store import Split
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.alignment import Alignment
-from lmc_lightning.landscape.attribution import Attribution
-from lmc_lightning.landscape.matching import METHODS, Method
+from lmc_lightning.landscape.alignment.aligned import Alignment
+from lmc_lightning.landscape.alignment.matching import METHODS, Method
+from lmc_lightning.landscape.paths.attribution import Attribution
 from lmc_lightning.loggers import Chart
 from lmc_lightning.recording import Measurement
 from lmc_lightning.types import Progress

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.visits import Visit
-from lmc_lightning.landscape.llc import Langevin, LearningCoefficient, local_learning_coefficient
+from lmc_lightning.landscape.volume.llc import Langevin, LearningCoefficient, local_learning_coefficient
 from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.plotting.llc import plot_chains
 from lmc_lightning.plotting.style import figure_of
@@ -31,7 +31,7 @@ class LocalLearningCoefficient(MeasurementCallback):
     ============================  =====================================================================================
 
     Args:
-        sampling: step size, localisation, chains: see :class:`~lmc_lightning.landscape.llc.Langevin`.
+        sampling: step size, localisation, chains: see :class:`~lmc_lightning.landscape.volume.llc.Langevin`.
         **common: see :class:`MeasurementCallback`.
     """
 

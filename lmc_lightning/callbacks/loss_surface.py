@@ -14,9 +14,9 @@ from lmc_lightning.callbacks.surface_figures import surface_figures, surface_mes
 from lmc_lightning.callbacks.surface_options import check_surface
 from lmc_lightning.callbacks.visits import NO_DERIVATIVES, Visit
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.batchnorm import has_batch_norm
-from lmc_lightning.landscape.directions import Directions, Kind, directions_around
-from lmc_lightning.landscape.slices import NUM_POINTS, Surface, centred_grid, surface
+from lmc_lightning.landscape.paths.batchnorm import has_batch_norm
+from lmc_lightning.landscape.surface.directions import Directions, Kind, directions_around
+from lmc_lightning.landscape.surface.slices import NUM_POINTS, Surface, centred_grid, surface
 from lmc_lightning.loggers import Chart
 from lmc_lightning.recording import Measurement, Quantity
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.common import Common, Unpack
 from lmc_lightning.callbacks.visits import Visit
-from lmc_lightning.landscape.volume import minimum_volumes
-from lmc_lightning.landscape.volume_result import Coordinates, Threshold, Volume, VolumeMetric, VolumeSettings
+from lmc_lightning.landscape.volume.estimate import minimum_volumes
+from lmc_lightning.landscape.volume.result import Coordinates, Threshold, Volume, VolumeMetric, VolumeSettings
 from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.plotting.style import figure_of
 from lmc_lightning.plotting.volume import plot_radii

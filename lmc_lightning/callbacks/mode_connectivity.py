@@ -16,8 +16,8 @@ from lmc_lightning.callbacks.pairwise import PairMeasurement, PathOptions
 from lmc_lightning.callbacks.probe_store import Split
 from lmc_lightning.core.chunks import equal_batches
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.barrier import Barrier
-from lmc_lightning.landscape.curves import CurveTraining
+from lmc_lightning.landscape.paths.barrier import Barrier
+from lmc_lightning.landscape.paths.curves import CurveTraining
 from lmc_lightning.loggers import Chart
 from lmc_lightning.plotting.curves import plot_paths
 from lmc_lightning.plotting.style import figure_of
@@ -60,7 +60,7 @@ class ModeConnectivity(PairMeasurement):
     With several children of a branch point or with siblings, keys are longer as those of ``InterpolationBarrier``.
 
     Args:
-        training: kind of curve, bends, epochs, rates: see :class:`~lmc_lightning.landscape.curves.CurveTraining`.
+        training: kind of curve, bends, epochs, rates: see :class:`~lmc_lightning.landscape.paths.curves.CurveTraining`.
         batch_size: of the training of curves.
         curve_examples: training examples that curves are trained on; of a datamodule with ``probe_batches`` any number.
         num_points: equally spaced points on the curve, both ends included, or ``"adaptive"``.

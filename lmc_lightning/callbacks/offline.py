@@ -13,11 +13,11 @@ from lmc_lightning.callbacks.bridge import StepBatch, objective_of
 from lmc_lightning.callbacks.guards import check_alike, check_choice, check_loss
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split, between
 from lmc_lightning.callbacks.probes import draw, to_device
-from lmc_lightning.landscape.alignment import Alignment
-from lmc_lightning.landscape.barrier import Barrier, NumPoints, barriers_on, line_profiles
-from lmc_lightning.landscape.matching import METHODS, Method
-from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
-from lmc_lightning.landscape.states import StateEvaluator
+from lmc_lightning.landscape.alignment.aligned import Alignment
+from lmc_lightning.landscape.alignment.matching import METHODS, Method
+from lmc_lightning.landscape.paths.barrier import Barrier, NumPoints, barriers_on, line_profiles
+from lmc_lightning.landscape.paths.line import NUM_POINTS, BatchStats, endpoint_of
+from lmc_lightning.landscape.paths.states import StateEvaluator
 from lmc_lightning.types import BatchWeight, LossFn
 
 

@@ -12,15 +12,15 @@ from lmc_lightning.callbacks.probe_store import between
 from lmc_lightning.callbacks.probes import draw, to_device
 from lmc_lightning.core.chunks import equal_batches
 from lmc_lightning.core.random_vectors import derive_seed
-from lmc_lightning.landscape.barrier import NumPoints
-from lmc_lightning.landscape.connections import Connection, connection
-from lmc_lightning.landscape.curves import CurveTraining
-from lmc_lightning.landscape.llc import Langevin, LearningCoefficient
-from lmc_lightning.landscape.llc import local_learning_coefficient as sampled_coefficient
-from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, endpoint_of
-from lmc_lightning.landscape.states import StateEvaluator
-from lmc_lightning.landscape.volume import minimum_volumes
-from lmc_lightning.landscape.volume_result import Volume, VolumeSettings
+from lmc_lightning.landscape.paths.barrier import NumPoints
+from lmc_lightning.landscape.paths.connections import Connection, connection
+from lmc_lightning.landscape.paths.curves import CurveTraining
+from lmc_lightning.landscape.paths.line import NUM_POINTS, BatchStats, endpoint_of
+from lmc_lightning.landscape.paths.states import StateEvaluator
+from lmc_lightning.landscape.volume.estimate import minimum_volumes
+from lmc_lightning.landscape.volume.llc import Langevin, LearningCoefficient
+from lmc_lightning.landscape.volume.llc import local_learning_coefficient as sampled_coefficient
+from lmc_lightning.landscape.volume.result import Volume, VolumeSettings
 from lmc_lightning.types import LossFn, Progress
 
 
@@ -99,7 +99,7 @@ def minima_volumes(
 ) -> dict[tuple[str, str], dict[float, Volume]]:
     """The volume of low loss around each network in the landscape of each data set, along the same directions.
 
-    Tables: :func:`~lmc_lightning.landscape.volume_tables.volume_table`, ``rank_table``, ``order_violations`` and
+    Tables: :func:`~lmc_lightning.landscape.volume.tables.volume_table`, ``rank_table``, ``order_violations`` and
     ``ranking_stability``.
 
     Args:
@@ -147,7 +147,7 @@ def local_learning_coefficient(
 ) -> LearningCoefficient:
     """The local learning coefficient λ̂ of a trained module.
 
-    See :func:`lmc_lightning.landscape.llc.local_learning_coefficient`.
+    See :func:`lmc_lightning.landscape.volume.llc.local_learning_coefficient`.
 
     Args:
         module: a LightningModule, or any ``nn.Module`` together with ``loss_fn``.

@@ -10,8 +10,8 @@ from lmc_lightning.callbacks.guards import check_choice, check_loss
 from lmc_lightning.callbacks.probes import draw, to_device
 from lmc_lightning.callbacks.representation_similarity import INPUTS, NUM_EXAMPLES, Inputs
 from lmc_lightning.core.glassbox import glass_box
-from lmc_lightning.landscape.layer_outputs import mixed_up, representations
-from lmc_lightning.landscape.similarity import Similarity, similarity
+from lmc_lightning.landscape.similarity.cka import Similarity, similarity
+from lmc_lightning.landscape.similarity.layer_outputs import mixed_up, representations
 from lmc_lightning.types import LossFn
 
 

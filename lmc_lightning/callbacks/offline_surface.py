@@ -15,8 +15,9 @@ from lmc_lightning.callbacks.probes import draw, to_device
 from lmc_lightning.callbacks.surface_options import check_surface
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import derive_seed
-from lmc_lightning.landscape.batchnorm import has_batch_norm
-from lmc_lightning.landscape.directions import (
+from lmc_lightning.landscape.paths.batchnorm import has_batch_norm
+from lmc_lightning.landscape.paths.line import endpoint_of
+from lmc_lightning.landscape.surface.directions import (
     Directions,
     Kind,
     directions_around,
@@ -24,8 +25,7 @@ from lmc_lightning.landscape.directions import (
     plane_beside,
     plane_directions,
 )
-from lmc_lightning.landscape.paths import endpoint_of
-from lmc_lightning.landscape.slices import NUM_POINTS, Surface, centred_grid, surface, window
+from lmc_lightning.landscape.surface.slices import NUM_POINTS, Surface, centred_grid, surface, window
 from lmc_lightning.types import BatchWeight, LossFn, Progress
 
 

@@ -10,7 +10,7 @@ from lmc_lightning.branching.lineage import Family
 from lmc_lightning.branching.nodes import Node
 from lmc_lightning.callbacks.comparison import Comparison, Pairing
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.paths import Endpoint, endpoint_of
+from lmc_lightning.landscape.paths.line import Endpoint, endpoint_of
 
 PairKind: TypeAlias = Literal["trunk", "siblings"]
 PAIR_KINDS: tuple[PairKind, ...] = ("trunk", "siblings")

@@ -30,9 +30,9 @@ from lmc_lightning.callbacks.probe_store import Split
 from lmc_lightning.callbacks.state_pairs import StatePairs
 from lmc_lightning.callbacks.visits import probe_evidence
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier, NumPoints
-from lmc_lightning.landscape.paths import NUM_POINTS, BatchStats, Endpoint
-from lmc_lightning.landscape.states import Metrics, StateEvaluator
+from lmc_lightning.landscape.paths.barrier import DEFINITIONS, Barrier, NumPoints
+from lmc_lightning.landscape.paths.line import NUM_POINTS, BatchStats, Endpoint
+from lmc_lightning.landscape.paths.states import Metrics, StateEvaluator
 from lmc_lightning.recording import Measurement
 from lmc_lightning.types import Progress
 

@@ -19,9 +19,9 @@ from lmc_lightning.callbacks.similarity_comparison import (
 from lmc_lightning.callbacks.state_pairs import StatePairs
 from lmc_lightning.callbacks.visits import probe_evidence
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.layer_outputs import mixed_up
-from lmc_lightning.landscape.similarity import Similarity
-from lmc_lightning.landscape.states import StateEvaluator
+from lmc_lightning.landscape.paths.states import StateEvaluator
+from lmc_lightning.landscape.similarity.cka import Similarity
+from lmc_lightning.landscape.similarity.layer_outputs import mixed_up
 from lmc_lightning.loggers import Chart
 from lmc_lightning.recording import Measurement
 from lmc_lightning.types import Progress

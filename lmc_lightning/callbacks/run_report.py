@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lmc_lightning.landscape.barrier import DEFINITIONS
+from lmc_lightning.landscape.paths.barrier import DEFINITIONS
 from lmc_lightning.recording import Record
 from lmc_lightning.summary import number
 

@@ -12,11 +12,7 @@ from lmc_lightning.callbacks.last_step import LastSteps
 from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.structure import leading_size
-from lmc_lightning.landscape.flatness import RADII
-from lmc_lightning.landscape.logits import with_normalized_logits
-from lmc_lightning.landscape.perturbations import Radius
-from lmc_lightning.landscape.sharpness import Measured
-from lmc_lightning.landscape.sharpness_family import (
+from lmc_lightning.landscape.sharpness.family import (
     CHUNK_MEASURES,
     DEFAULT_MEASURES,
     Direction,
@@ -24,6 +20,10 @@ from lmc_lightning.landscape.sharpness_family import (
     require_known,
     sharpness,
 )
+from lmc_lightning.landscape.sharpness.flatness import RADII
+from lmc_lightning.landscape.sharpness.logits import with_normalized_logits
+from lmc_lightning.landscape.sharpness.measured import Measured
+from lmc_lightning.landscape.sharpness.perturbations import Radius
 from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.recording import Measurement, Quantity, Status
 

@@ -10,10 +10,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lmc_lightning.landscape.layer_outputs import representations
-from lmc_lightning.landscape.paths import Endpoint
-from lmc_lightning.landscape.similarity import Representation, Similarity, similarity
-from lmc_lightning.landscape.states import StateEvaluator
+from lmc_lightning.landscape.paths.line import Endpoint
+from lmc_lightning.landscape.paths.states import StateEvaluator
+from lmc_lightning.landscape.similarity.cka import Representation, Similarity, similarity
+from lmc_lightning.landscape.similarity.layer_outputs import representations
 from lmc_lightning.plotting.similarity import plot_similarity
 from lmc_lightning.plotting.style import figure_of
 from lmc_lightning.recording import Quantity

@@ -12,8 +12,8 @@ from torch import Tensor
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.memory import FREE_MEMORY_SHARE, free_bytes
 from lmc_lightning.core.structure import digest
-from lmc_lightning.landscape.trajectory import Trajectory
-from lmc_lightning.landscape.walk import Stride, Walk
+from lmc_lightning.landscape.trajectory.components import Trajectory
+from lmc_lightning.landscape.trajectory.walk import Stride, Walk
 
 BUFFER_BYTES = 64 * 2**20
 """Of weights that wait in memory to be written as one file."""

@@ -10,9 +10,9 @@ from torch import Tensor
 from lmc_lightning.callbacks.spectrum_figures import MATRICES, NUM_SHOWN
 from lmc_lightning.core.losstap import NO_OUTPUTS
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.curvature import Operator
-from lmc_lightning.landscape.curvature_shares import CurvatureShares, example_images, form_shares, trace_shares
-from lmc_lightning.landscape.spectrum_result import SpectrumResult
+from lmc_lightning.landscape.curvature.result import SpectrumResult
+from lmc_lightning.landscape.curvature.shares import CurvatureShares, example_images, form_shares, trace_shares
+from lmc_lightning.landscape.curvature.spectrum import Operator
 from lmc_lightning.plotting.attribution import plot_attribution
 from lmc_lightning.recording import Measurement, Quantity, Shown
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lmc_lightning.landscape.blocks import largest_blocks
-from lmc_lightning.landscape.spectrum_result import SpectrumResult
+from lmc_lightning.landscape.curvature.blocks import largest_blocks
+from lmc_lightning.landscape.curvature.result import SpectrumResult
 from lmc_lightning.linalg.density import gaussian_mixture
 from lmc_lightning.plotting.density import plot_densities, plot_density
 from lmc_lightning.plotting.style import figure_of

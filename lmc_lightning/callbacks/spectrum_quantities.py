@@ -9,8 +9,8 @@ import numpy as np
 from torch.nn.utils.rnn import pad_sequence
 
 from lmc_lightning.callbacks.spectrum_figures import NUM_SHOWN
-from lmc_lightning.landscape.blocks import BlockSpectrum, largest_blocks
-from lmc_lightning.landscape.spectrum_result import SpectrumResult
+from lmc_lightning.landscape.curvature.blocks import BlockSpectrum, largest_blocks
+from lmc_lightning.landscape.curvature.result import SpectrumResult
 from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.recording import Quantity, Shown, Status
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lmc_lightning.landscape.dynamics import BatchStatistics, UpdatePrediction
-from lmc_lightning.landscape.stability import Stability
+from lmc_lightning.landscape.curvature.dynamics import BatchStatistics, UpdatePrediction
+from lmc_lightning.landscape.curvature.stability import Stability
 from lmc_lightning.plotting.stability import StabilityCurve, plot_stability
 from lmc_lightning.plotting.style import figure_of
 from lmc_lightning.recording import Quantity, Record, Status

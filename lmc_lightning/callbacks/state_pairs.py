@@ -22,7 +22,7 @@ from lmc_lightning.callbacks.references import Reference, check_reference, state
 from lmc_lightning.callbacks.visits import NO_DERIVATIVES, Visit
 from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.paths import Endpoint, endpoint_of
+from lmc_lightning.landscape.paths.line import Endpoint, endpoint_of
 from lmc_lightning.recording import Measurement
 from lmc_lightning.schedule import Axis
 from lmc_lightning.types import Progress

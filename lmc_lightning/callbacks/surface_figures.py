@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lmc_lightning.landscape.slices import Surface
+from lmc_lightning.landscape.surface.slices import Surface
 from lmc_lightning.loggers import Mesh
 from lmc_lightning.plotting.style import figure_of
 from lmc_lightning.plotting.surfaces import mesh_arrays, plot_contours, plot_profile, plot_relief

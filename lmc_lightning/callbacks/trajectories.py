@@ -11,8 +11,8 @@ from lmc_lightning.callbacks.bridge import objective_of
 from lmc_lightning.callbacks.guards import check_loss
 from lmc_lightning.callbacks.probes import draw, to_device
 from lmc_lightning.core.params import parameter_layout
-from lmc_lightning.landscape.convergence import Convergence, ReachedMetric, convergence
-from lmc_lightning.landscape.trajectory import Trajectory
+from lmc_lightning.landscape.trajectory.components import Trajectory
+from lmc_lightning.landscape.trajectory.convergence import Convergence, ReachedMetric, convergence
 from lmc_lightning.types import LossFn
 
 

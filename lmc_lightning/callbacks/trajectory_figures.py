@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lmc_lightning.landscape.trajectory import (
+from lmc_lightning.landscape.trajectory.components import (
     Components,
     PlaneLosses,
     Trajectory,

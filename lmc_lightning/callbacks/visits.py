@@ -11,8 +11,8 @@ from lmc_lightning.callbacks.probe_store import ProbeSet, Split
 from lmc_lightning.core.collective import joint_digest
 from lmc_lightning.core.memory import FREE_MEMORY_SHARE, free_bytes
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.batchnorm import has_batch_norm
-from lmc_lightning.landscape.stability import OptimizerState
+from lmc_lightning.landscape.curvature.stability import OptimizerState
+from lmc_lightning.landscape.paths.batchnorm import has_batch_norm
 from lmc_lightning.types import LossFn, Progress
 
 NO_DERIVATIVES = {"num_matvecs": 0, "num_gradients": 0}

@@ -20,8 +20,8 @@ from lmc_lightning.core.files import slug
 from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.core.params import ParameterLayout, parameter_layout
 from lmc_lightning.core.shadow import LOW_PRECISION
-from lmc_lightning.landscape.sketch import count_sketch
-from lmc_lightning.landscape.trajectory import Components, PlaneLosses, Trajectory, pca_plane, plane_losses
+from lmc_lightning.landscape.trajectory.components import Components, PlaneLosses, Trajectory, pca_plane, plane_losses
+from lmc_lightning.landscape.trajectory.sketch import count_sketch
 from lmc_lightning.loggers import Chart
 from lmc_lightning.recording import Measurement, Quantity
 from lmc_lightning.schedule import Schedule
@@ -58,8 +58,8 @@ class WeightTrajectory(MeasurementCallback):
     Args:
         record_every_n_train_steps: also record between visits, after every n-th optimizer step.
         dimension: record sketches of so many numbers in place of the weights
-            (:func:`~lmc_lightning.landscape.sketch.count_sketch`); all numbers are then of the sketches, right to about
-            √(2/dimension), and the loss on the plane is not known.
+            (:func:`~lmc_lightning.landscape.trajectory.sketch.count_sketch`); all numbers are then of the sketches,
+            right to about √(2/dimension), and the loss on the plane is not known.
         loss_points: points on each axis of a grid in the plane on which the true loss is drawn, each a pass over the
             probe set; 0 for none. BatchNorm has the statistics of the end.
         tsne: draw t-SNE too.

@@ -6,7 +6,7 @@ from inspect import cleandoc
 
 import lmc_lightning
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier
+from lmc_lightning.landscape.paths.barrier import DEFINITIONS, Barrier
 
 _ROW = re.compile(r"``(?P<key>[^`]+)``\s+(?P<text>\S.*)")
 

@@ -15,7 +15,7 @@ from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.selfcheck import NUM_EXAMPLES, self_check
 from lmc_lightning.core.shadow import Mode
 from lmc_lightning.core.structure import digest
-from lmc_lightning.landscape.batchnorm import has_batch_norm
+from lmc_lightning.landscape.paths.batchnorm import has_batch_norm
 from lmc_lightning.types import LossFn
 
 Verdict: TypeAlias = Literal["ok", "note", "problem"]

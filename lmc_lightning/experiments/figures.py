@@ -17,8 +17,8 @@ from lmc_lightning.experiments.measures import Trained, trained
 from lmc_lightning.experiments.phases import COLUMNS, phase_maps
 from lmc_lightning.experiments.settings import run_correlations, setting_means, setting_texts, size_volumes, varied
 from lmc_lightning.experiments.tasks import WEIGHTS, cell_folder, pair_file
-from lmc_lightning.landscape.slices import load_surface
-from lmc_lightning.landscape.trajectory import pca_plane, plane_losses
+from lmc_lightning.landscape.surface.slices import load_surface
+from lmc_lightning.landscape.trajectory.components import pca_plane, plane_losses
 from lmc_lightning.plotting.phases import plot_phases
 from lmc_lightning.plotting.studies import plot_correlations, plot_ends, plot_settings, plot_volume_sizes
 from lmc_lightning.plotting.style import figure_of

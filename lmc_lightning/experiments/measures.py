@@ -19,11 +19,11 @@ from lmc_lightning.callbacks.representation_similarity import NUM_EXAMPLES
 from lmc_lightning.experiments.build import build
 from lmc_lightning.experiments.classes import resolve
 from lmc_lightning.experiments.study import Config
-from lmc_lightning.landscape.barrier import DEFINITIONS, on_fewer_points
-from lmc_lightning.landscape.curves import CurveTraining
-from lmc_lightning.landscape.matching import Method
-from lmc_lightning.landscape.paths import NUM_POINTS
-from lmc_lightning.landscape.volume_result import VolumeMetric, VolumeSettings
+from lmc_lightning.landscape.alignment.matching import Method
+from lmc_lightning.landscape.paths.barrier import DEFINITIONS, on_fewer_points
+from lmc_lightning.landscape.paths.curves import CurveTraining
+from lmc_lightning.landscape.paths.line import NUM_POINTS
+from lmc_lightning.landscape.volume.result import VolumeMetric, VolumeSettings
 
 VOLUME_NUMBERS = ("log_volume", "log_volume_bound", "log_mean_r_pow", "mean_log_r")
 """Of a volume, for each threshold."""

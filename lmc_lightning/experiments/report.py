@@ -17,7 +17,7 @@ from lmc_lightning.experiments.figures import draw_study
 from lmc_lightning.experiments.page import Section, details, image, note, page, preformatted, relief, table
 from lmc_lightning.experiments.settings import run_correlations, setting_means, setting_table
 from lmc_lightning.experiments.tasks import Outcome, cell_folder, outcome_of
-from lmc_lightning.landscape.slices import load_surface
+from lmc_lightning.landscape.surface.slices import load_surface
 from lmc_lightning.plotting.interactive import interactive_relief, plotly_program
 from lmc_lightning.recording import NOT_MADE
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lmc_lightning.experiments.collect import NUMBER, OWN, runs
-from lmc_lightning.landscape.statistics import correlations, group_means
+from lmc_lightning.landscape.statistics.correlations import correlations, group_means
 
 OF_RUNS = (
     "hessian/lambda_max",
@@ -138,7 +138,8 @@ def run_correlations(table: pd.DataFrame, *, num_resamples: int = 200) -> pd.Dat
 
     Args:
         table: from :func:`~lmc_lightning.experiments.collect.collect`.
-        num_resamples: see :func:`~lmc_lightning.landscape.statistics.correlations`, which says what the columns are.
+        num_resamples: see :func:`~lmc_lightning.landscape.statistics.correlations.correlations`, which says what the
+            columns are.
     """
     rows, by = runs(table), varied(table)
     targets = [name for name in TARGETS if name in rows]

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from numpy.typing import NDArray
 from PIL import Image
 
-from lmc_lightning.landscape.slices import Surface
+from lmc_lightning.landscape.surface.slices import Surface
 from lmc_lightning.plotting.style import figure_of, pixels
 from lmc_lightning.plotting.surfaces import common_scale, plot_contours, plot_profile, plot_relief
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from numpy.typing import ArrayLike, NDArray
 
-from lmc_lightning.landscape.barrier import Barrier
+from lmc_lightning.landscape.paths.barrier import Barrier
 from lmc_lightning.plotting.style import BLANK, FAINT, FIGURE_SIZE, INK, new_axes, set_heading, style
 
 _MAX_LABELS = 12

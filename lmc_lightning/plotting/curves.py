@@ -6,7 +6,7 @@ from math import isnan
 import numpy as np
 from matplotlib.axes import Axes
 
-from lmc_lightning.landscape.barrier import Barrier
+from lmc_lightning.landscape.paths.barrier import Barrier
 from lmc_lightning.plotting.barriers import barrier_caption
 from lmc_lightning.plotting.style import FAINT, INK, new_axes, set_heading, style
 

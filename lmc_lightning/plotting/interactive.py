@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LogNorm
 
-from lmc_lightning.landscape.slices import Surface
+from lmc_lightning.landscape.surface.slices import Surface
 from lmc_lightning.plotting.style import FAINT, INK
 from lmc_lightning.plotting.surfaces import common_scale, surface_caption
 

@@ -4,7 +4,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from lmc_lightning.landscape.llc import LearningCoefficient
+from lmc_lightning.landscape.volume.llc import LearningCoefficient
 from lmc_lightning.plotting.style import BLANK, INK, new_axes, set_heading, style
 
 _WINDOW = 20

@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from lmc_lightning.landscape.similarity import Similarity
+from lmc_lightning.landscape.similarity.cka import Similarity
 from lmc_lightning.plotting.style import BLANK, FIGURE_SIZE, INK, new_axes, set_heading, style
 
 _MAX_WRITTEN = 12  # cells a side with their number

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lmc_lightning.landscape.convergence import Convergence
+from lmc_lightning.landscape.trajectory.convergence import Convergence
 from lmc_lightning.plotting.style import BLANK, FAINT, INK, new_axes, set_heading, style
 from lmc_lightning.plotting.trajectory import plot_convergence
 
@@ -52,7 +52,7 @@ def plot_correlations(found: pd.DataFrame, ax: Axes | None = None, *, title: str
     """Correlation coefficients over runs, by number and by target and scope; in bold where the interval leaves 0.
 
     Args:
-        found: from :func:`~lmc_lightning.landscape.statistics.correlations`, of one method.
+        found: from :func:`~lmc_lightning.landscape.statistics.correlations.correlations`, of one method.
         ax: where to draw; by default in a new figure.
         title: of the figure.
     """

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from lmc_lightning.landscape.slices import Mark, Surface
+from lmc_lightning.landscape.surface.slices import Mark, Surface
 from lmc_lightning.plotting.style import BLANK, FAINT, FIGURE_SIZE, new_axes, set_heading, style
 
 _CMAP = mpl.colormaps["viridis"].with_extremes(bad=BLANK)

@@ -9,8 +9,8 @@ from matplotlib.colors import LogNorm, Normalize
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmc_lightning.landscape.convergence import Convergence
-from lmc_lightning.landscape.trajectory import Components, PlaneLosses, Trajectory, random_walk_shares
+from lmc_lightning.landscape.trajectory.components import Components, PlaneLosses, Trajectory, random_walk_shares
+from lmc_lightning.landscape.trajectory.convergence import Convergence
 from lmc_lightning.plotting.style import FAINT, INK, new_axes, set_heading, style
 
 _COLORS = ("#1f5fa8", "#c8321e", "#2a8a57", "#8a4fb0", "#d98a1f", "#3aa6b9", "#a8506b", "#6b7a1f")
@@ -32,7 +32,7 @@ def plot_trajectories(
     One run is coloured by its steps, several have a colour each.
 
     Args:
-        plane: see :func:`~lmc_lightning.landscape.trajectory.pca_plane`.
+        plane: see :func:`~lmc_lightning.landscape.trajectory.components.pca_plane`.
         ax: where to draw; by default in a new figure.
         losses: on a grid in the plane.
         title: of the figure.
@@ -141,7 +141,7 @@ def plot_tsne(
     title: str = "Neighbourhoods of the weights",
     caption: str = "",
 ) -> Axes:
-    """Snapshots by t-SNE; see :func:`~lmc_lightning.landscape.trajectory.tsne`.
+    """Snapshots by t-SNE; see :func:`~lmc_lightning.landscape.trajectory.components.tsne`.
 
     Args:
         runs: whose snapshots.

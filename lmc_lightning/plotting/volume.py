@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from lmc_lightning.landscape.volume_result import QUANTILES, Volume
+from lmc_lightning.landscape.volume.result import QUANTILES, Volume
 from lmc_lightning.plotting.style import new_axes, set_heading, style
 
 _BINS = 24

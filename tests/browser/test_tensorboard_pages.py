@@ -17,7 +17,7 @@ pytest.importorskip("selenium")
 
 from lmc_lightning.callbacks.surface_figures import surface_mesh
 from lmc_lightning.experiments.quickstart import main
-from lmc_lightning.landscape.slices import Mark, Surface
+from lmc_lightning.landscape.surface.slices import Mark, Surface
 from lmc_lightning.loggers import Embedding, Mesh, log_embedding, log_mesh
 from tests.browser.pages import Browser, browser
 

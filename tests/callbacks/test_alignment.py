@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lmc_lightning import Aligned, CheckpointBranching, InterpolationBarrier, align, align_all, interpolation_barrier
 from lmc_lightning.core.glassbox import rng_state
 from lmc_lightning.core.structure import digest
-from lmc_lightning.landscape.barrier import DEFINITIONS
+from lmc_lightning.landscape.paths.barrier import DEFINITIONS
 from lmc_lightning.models import MLP
 from tests.branching.runs import sha
 from tests.callbacks.runs import Classifier, cross_entropy, fit, loader, train_loader

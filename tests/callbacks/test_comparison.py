@@ -19,9 +19,9 @@ from lmc_lightning.callbacks.comparison import (
     needs_statistics,
     quantity_of,
 )
-from lmc_lightning.landscape.barrier import DEFINITIONS, Barrier
-from lmc_lightning.landscape.paths import endpoint_of
-from lmc_lightning.landscape.states import StateEvaluator
+from lmc_lightning.landscape.paths.barrier import DEFINITIONS, Barrier
+from lmc_lightning.landscape.paths.line import endpoint_of
+from lmc_lightning.landscape.paths.states import StateEvaluator
 from tests.callbacks.runs import Classifier, conv_net, loader
 from tests.problems import normal
 

@@ -21,7 +21,7 @@ from lmc_lightning import CheckpointBranching, InterpolationBarrier, interpolati
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.family_table import COLUMNS
 from lmc_lightning.data import build_datamodule
-from lmc_lightning.landscape.barrier import DEFINITIONS
+from lmc_lightning.landscape.paths.barrier import DEFINITIONS
 from lmc_lightning.models import ImageClassifier
 from tests.callbacks.runs import (
     NUM_EXAMPLES,

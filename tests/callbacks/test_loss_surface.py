@@ -11,7 +11,7 @@ from torch import nn
 import lmc_lightning
 from lmc_lightning import LossSurface, Surface, load_surface, loss_surface, measure
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.batchnorm import running_statistics
+from lmc_lightning.landscape.paths.batchnorm import running_statistics
 from lmc_lightning.loggers import Mesh, log_mesh
 from tests import oracles
 from tests.callbacks.runs import (

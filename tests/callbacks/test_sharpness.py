@@ -10,10 +10,10 @@ from torch import nn
 
 from lmc_lightning import Sharpness, measure
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.ascent import m_sharpness, worst_case
-from lmc_lightning.landscape.flatness import RADII
-from lmc_lightning.landscape.logits import with_normalized_logits
-from lmc_lightning.landscape.sharpness_family import DEFAULT_MEASURES, MEASURES
+from lmc_lightning.landscape.sharpness.ascent import m_sharpness, worst_case
+from lmc_lightning.landscape.sharpness.family import DEFAULT_MEASURES, MEASURES
+from lmc_lightning.landscape.sharpness.flatness import RADII
+from lmc_lightning.landscape.sharpness.logits import with_normalized_logits
 from tests import oracles
 from tests.callbacks.runs import Classifier, Rows, batches, cross_entropy, documented, fit, with_errors
 from tests.problems import Vector, normal, with_spectrum

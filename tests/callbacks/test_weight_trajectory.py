@@ -21,7 +21,7 @@ from lmc_lightning import (
     pca_plane,
     read_trajectory,
 )
-from lmc_lightning.landscape.sketch import count_sketch
+from lmc_lightning.landscape.trajectory.sketch import count_sketch
 from tests.callbacks.runs import Classifier, TensorBoardLogger, batches, documented, fit, is_picture, is_unlogged
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmc_lightning.core.hvp import CurvatureProduct, FiniteDifferenceProduct, HessianProduct
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.chunk_forms import ChunkForms
+from lmc_lightning.landscape.curvature.chunk_forms import ChunkForms
 from tests import oracles
 from tests.core.test_objective import CASES, Case, copied, plain
 from tests.problems import ConvNet, cross_entropy, images, normal, split

@@ -15,7 +15,7 @@ from lmc_lightning.experiments.settings import (
     size_volumes,
     varied,
 )
-from lmc_lightning.landscape.slices import load_surface
+from lmc_lightning.landscape.surface.slices import load_surface
 from tests.experiments.studies import BASE, run_all
 
 TRAJECTORY = {"class_path": "WeightTrajectory", "init_args": {"every_n_epochs": 1, "num_examples": 32}}

@@ -18,7 +18,7 @@ from lmc_lightning.experiments.definitions import definitions
 from lmc_lightning.experiments.report import report
 from lmc_lightning.experiments.study import Study
 from lmc_lightning.experiments.tasks import cell_folder, run_task, tasks_of
-from lmc_lightning.landscape.slices import Mark, Surface
+from lmc_lightning.landscape.surface.slices import Mark, Surface
 from lmc_lightning.media import save_arrays
 from lmc_lightning.plotting.interactive import plotly_program
 from tests.experiments.studies import BRANCHED, run_all

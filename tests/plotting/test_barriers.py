@@ -5,9 +5,9 @@ import pytest
 import torch
 from matplotlib.colors import to_rgba
 
-from lmc_lightning.landscape.barrier import Barrier, barrier
-from lmc_lightning.landscape.paths import uniform_ts
-from lmc_lightning.landscape.profiles import Curve, Profile
+from lmc_lightning.landscape.paths.barrier import Barrier, barrier
+from lmc_lightning.landscape.paths.line import uniform_ts
+from lmc_lightning.landscape.paths.profiles import Curve, Profile
 from lmc_lightning.plotting.barriers import barrier_caption, plot_barrier_curves, plot_barrier_heatmap, plot_gap_curves
 from lmc_lightning.plotting.style import BLANK, new_axes
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmc_lightning.landscape.slices import Mark, Surface
+from lmc_lightning.landscape.surface.slices import Mark, Surface
 from lmc_lightning.plotting.interactive import interactive_relief, plotly_program
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lmc_lightning.landscape.barrier import Barrier, barrier
-from lmc_lightning.landscape.llc import Langevin, LearningCoefficient
-from lmc_lightning.landscape.paths import uniform_ts
-from lmc_lightning.landscape.profiles import Curve, Profile
-from lmc_lightning.landscape.volume_result import Volume, VolumeSettings
+from lmc_lightning.landscape.paths.barrier import Barrier, barrier
+from lmc_lightning.landscape.paths.line import uniform_ts
+from lmc_lightning.landscape.paths.profiles import Curve, Profile
+from lmc_lightning.landscape.volume.llc import Langevin, LearningCoefficient
+from lmc_lightning.landscape.volume.result import Volume, VolumeSettings
 from lmc_lightning.plotting.curves import plot_paths
 from lmc_lightning.plotting.llc import plot_chains
 from lmc_lightning.plotting.volume import plot_radii, plot_volume_history

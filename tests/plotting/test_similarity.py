@@ -3,7 +3,7 @@
 import torch
 from matplotlib.colors import to_rgb
 
-from lmc_lightning.landscape.similarity import Similarity
+from lmc_lightning.landscape.similarity.cka import Similarity
 from lmc_lightning.plotting.similarity import plot_similarity
 from lmc_lightning.plotting.style import BLANK, figure_of, pixels
 

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lmc_lightning.landscape.convergence import convergence
-from lmc_lightning.landscape.statistics import correlations
+from lmc_lightning.landscape.statistics.correlations import correlations
+from lmc_lightning.landscape.trajectory.convergence import convergence
 from lmc_lightning.plotting.studies import plot_correlations, plot_ends, plot_settings, plot_volume_sizes
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, to_rgba
 from PIL import Image
 
-from lmc_lightning.landscape.slices import Mark, Surface
+from lmc_lightning.landscape.surface.slices import Mark, Surface
 from lmc_lightning.plotting.animation import animate
 from lmc_lightning.plotting.style import figure_of, pixels
 from lmc_lightning.plotting.surfaces import (

@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from lmc_lightning.landscape.convergence import convergence
-from lmc_lightning.landscape.trajectory import Components, PlaneLosses, Trajectory, pca_plane, random_walk_shares
+from lmc_lightning.landscape.trajectory.components import (
+    Components,
+    PlaneLosses,
+    Trajectory,
+    pca_plane,
+    random_walk_shares,
+)
+from lmc_lightning.landscape.trajectory.convergence import convergence
 from lmc_lightning.plotting.style import figure_of, pixels
 from lmc_lightning.plotting.trajectory import plot_convergence, plot_trajectories, plot_tsne, plot_variance_shares
 from tests.problems import normal

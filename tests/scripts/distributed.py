@@ -22,7 +22,7 @@ from lmc_lightning.callbacks.visits import Visit
 from lmc_lightning.core.collective import Collective, ProcessGroup
 from lmc_lightning.core.glassbox import seed_everything
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.batchnorm import running_statistics
+from lmc_lightning.landscape.paths.batchnorm import running_statistics
 from lmc_lightning.recording import Measurement, Quantity
 from tests.zoo.fingerprint import sha256
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from lmc_lightning.core.collective import Collective, ProcessGroup
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.sharpness_family import MEASURES, SharpnessSettings, sharpness
+from lmc_lightning.landscape.sharpness.family import MEASURES, SharpnessSettings, sharpness
 from tests.problems import ConvNet, cross_entropy, images, split
 
 SIZES = (48, 22)

@@ -1,0 +1,1 @@
+"""Networks joined by lines and curves: states, metrics along the way, and barriers."""

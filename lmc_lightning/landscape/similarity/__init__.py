@@ -1,0 +1,1 @@
+"""How alike two networks are: in parameters, in predictions, and layer by layer."""

@@ -1,0 +1,1 @@
+"""What samples allow to say: standard errors, bands, correlations over runs."""

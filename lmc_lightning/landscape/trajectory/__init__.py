@@ -1,0 +1,1 @@
+"""The way of a run through parameter space, and where many runs end."""
