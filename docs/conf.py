@@ -54,10 +54,14 @@ def list_modules(app: Any, docname: str, source: list[str]) -> None:
     source[0] = _MODULES.sub(lambda match: "\n".join(_sections(match[1])), source[0])
 
 
-def _sections(package: str) -> list[str]:
-    found = import_module(package)
-    names = [m.name for m in pkgutil.iter_modules(found.__path__) if not m.name.startswith("_")]
-    return [f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {package}.{name}\n   :members:\n```\n" for name in names]
+def _sections(package: str, level: int = 2) -> list[str]:
+    sections = []
+    for module in pkgutil.iter_modules(import_module(package).__path__):
+        name, title = f"{package}.{module.name}", f"{'#' * level} {module.name}"
+        if not module.name.startswith("_"):
+            sections.append(f"{title}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n")
+            sections += _sections(name, level + 1) if module.ispkg else []
+    return sections
 
 
 def prepare(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
