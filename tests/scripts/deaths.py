@@ -1,6 +1,7 @@
 """Runs that are ended while they measure."""
 
 import resource
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,7 @@ def fit(
 
 def lingering(root: str, step: int, schedule: dict[str, Any], options: dict[str, Any]) -> None:
     """A run that is to be ended while it measures at ``step``."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in jobs of the background
     fit(root, [Slow(step, **schedule)], **options)
 
 
