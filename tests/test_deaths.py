@@ -76,6 +76,23 @@ def test_a_killed_run_keeps_its_results_and_a_resumed_one_makes_the_visit_again(
     assert steps(table(Path("run"))) == [0, 4, 8, 12, 16]
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_the_last_visit_of_a_run_that_was_killed_in_it_is_made_when_the_run_resumes_at_its_end(
+    signum: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {"checkpoints": {}}
+    child = start(deaths.lingering, "run", 16, {}, options, folder=tmp_path)
+    child.wait_for(tmp_path / deaths.SIGN)
+    child.send(signum)
+    child.exit_code()
+    assert steps(table(tmp_path / "run")) == [0, 4, 8, 12]
+
+    fit("run", [Slow()], resumes=True, **options)
+    fit("whole", [Slow()], **options)
+    assert table(Path("run")) == table(Path("whole"))
+
+
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 def test_a_visit_that_the_checkpoint_of_its_own_step_left_open_is_made_when_the_run_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

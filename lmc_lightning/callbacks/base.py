@@ -201,6 +201,12 @@ class MeasurementCallback(Reporting, ABC):
         for error in [*self._recorder.errors, *self._probes.errors]:
             self._recorder.warn_once(error)
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Make the visits that a run left open at its very end: resumed there, it does not train any more."""
+        if self._agenda.open:
+            self.on_train_start(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
+
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the module's steps alone."""
         self._probes.detach()
