@@ -69,7 +69,8 @@ def build(config: Config, folder: Path, *, resumable: bool = True, **trainer: An
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(folder)}
     chosen = {**quiet, **(config.get("trainer") or {}), **trainer}
     if chosen.get("logger") in (None, True):
-        where = {"save_dir": str(folder.parent), "name": "", "version": folder.name, "default_hp_metric": False}
+        # As a version, a folder's name could be taken for a number: 142222773814, 12e3.
+        where = {"save_dir": str(folder), "name": "", "version": "", "default_hp_metric": False}
         chosen["logger"] = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": where}
     if chosen.get("enable_checkpointing") is False:
         chosen["callbacks"] = [

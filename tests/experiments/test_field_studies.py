@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from lmc_lightning.experiments.build import build
 from lmc_lightning.experiments.study import Cell, Study
 from lmc_lightning.experiments.tasks import tasks_of
+from tests.experiments.studies import PLAN
 
 STUDIES = Path(__file__).parents[2] / "examples" / "studies"
 
@@ -117,3 +118,10 @@ def test_all_volumes_are_in_the_landscape_of_the_smallest_set():
     for first, second, _ in pairs:
         seeds = {cell.config["data"]["init_args"]["subset_seed"] for cell in (first, second)}
         assert len(seeds) == 1  # so that subsets are nested
+
+
+@pytest.mark.parametrize("name", ["142222773814", "12e3", "3c28be49aafa"])
+def test_a_run_logs_in_its_own_folder_even_where_its_name_is_a_number(name: str, tmp_path: Path) -> None:
+    (cell, *_) = Study.of(PLAN).cells()
+    objects = build(cell.config, tmp_path / name)
+    assert Path(objects.trainer.log_dir) == tmp_path / name
