@@ -13,6 +13,7 @@ from lmc_lightning.callbacks.bridge import StepBatch, objective_of
 from lmc_lightning.callbacks.guards import check_alike, check_choice, check_loss
 from lmc_lightning.callbacks.probe_store import ProbeSet, Split, between
 from lmc_lightning.callbacks.probes import draw, to_device
+from lmc_lightning.callbacks.references import tensors_of
 from lmc_lightning.landscape.alignment.aligned import Alignment
 from lmc_lightning.landscape.alignment.matching import METHODS, Method
 from lmc_lightning.landscape.paths.barrier import Barrier, NumPoints, barriers_on, line_profiles
@@ -167,11 +168,8 @@ def interpolation_barriers(
     if train_dataloader is not None:
         batches = to_device(draw(train_dataloader, num_examples, seed), module_a)
     stats_objective = objective_of(module_a, batches, mode="train", keep_batches=True, **common)
-    first, tensors = (
-        next(iter(objectives.values())),
-        {**dict(module_b.named_parameters()), **dict(module_b.named_buffers())},
-    )
-    end_a, end_b = endpoint_of(first), endpoint_of(first, tensors)
+    first = next(iter(objectives.values()))
+    end_a, end_b = endpoint_of(first), endpoint_of(first, tensors_of(module_b))
     if align is not None:
         check_choice("align", align, METHODS)
         end_b, _ = Alignment(align, objective_of(module_a, batches, **common), seed=seed).aligned(end_a, end_b)

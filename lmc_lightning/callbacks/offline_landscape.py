@@ -10,6 +10,7 @@ from lmc_lightning.callbacks.bridge import StepBatch, objective_of
 from lmc_lightning.callbacks.guards import check_alike, check_loss
 from lmc_lightning.callbacks.probe_store import between
 from lmc_lightning.callbacks.probes import draw, to_device
+from lmc_lightning.callbacks.references import tensors_of
 from lmc_lightning.core.chunks import equal_batches
 from lmc_lightning.core.random_vectors import derive_seed
 from lmc_lightning.landscape.paths.barrier import NumPoints
@@ -81,8 +82,7 @@ def connect(
         batch_stats=batch_stats,
         stats_objective=objective,
     )
-    of_b = {**dict(module_b.named_parameters()), **dict(module_b.named_buffers())}
-    ends = endpoint_of(states.objective), endpoint_of(states.objective, of_b)
+    ends = endpoint_of(states.objective), endpoint_of(states.objective, tensors_of(module_b))
     generator = torch.Generator().manual_seed(derive_seed(seed, "curve"))
     return connection(states, objective, *ends, training, generator=generator, num_points=num_points, progress=progress)
 

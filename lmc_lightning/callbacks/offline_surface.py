@@ -12,6 +12,7 @@ from lmc_lightning.callbacks.guards import check_alike, check_loss
 from lmc_lightning.callbacks.loss_surface import NUM_EXAMPLES, LossSurface
 from lmc_lightning.callbacks.offline import with_checkpoint
 from lmc_lightning.callbacks.probes import draw, to_device
+from lmc_lightning.callbacks.references import tensors_of
 from lmc_lightning.callbacks.surface_options import check_surface
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import derive_seed
@@ -98,7 +99,7 @@ def loss_surface(
             batches = to_device(draw(train_dataloader, num_examples, seed), module)
         statistics = objective_of(module, batches, mode="train", keep_batches=True, **common)
     generator = torch.Generator().manual_seed(derive_seed(seed, LossSurface.kind))
-    marks = {name: endpoint_of(objective, _tensors(m)) for name, m in zip("BC", others, strict=False)}
+    marks = {name: endpoint_of(objective, tensors_of(m)) for name, m in zip("BC", others, strict=False)}
     span = (0.75 if others else 1.0) if span is None else span
     if others:
         thetas = [objective.theta(), *(end.theta for end in marks.values())]
@@ -150,7 +151,3 @@ def _check_request(directions: Any, dimensions: int, batch_stats: str | None, ot
         raise ValueError("The states that the plane goes through span it: leave directions out, or leave out through.")
     if len(others) == 2 and dimensions == 1:
         raise ValueError("A line goes through two states. Leave one of them out, or dimensions=1.")
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -113,10 +113,14 @@ class Reference:
         self.state, self.step = saved.get("reference"), saved.get("reference_step")
 
 
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, those that are shared once."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
 def state_of_module(module: nn.Module) -> dict[str, Tensor]:
     """Copies of all parameters and buffers, on the CPU."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors_of(module).items()}
 
 
 def read_state(path: str, layout: ParameterLayout) -> dict[str, Tensor]:

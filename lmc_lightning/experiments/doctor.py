@@ -10,6 +10,7 @@ from torch import nn
 from lmc_lightning.callbacks.bridge import StepBatch, objective_of
 from lmc_lightning.callbacks.guards import check_module
 from lmc_lightning.callbacks.probes import draw
+from lmc_lightning.callbacks.references import tensors_of
 from lmc_lightning.core.chunks import ADDITIVITY_TOLERANCE, first_examples
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.selfcheck import NUM_EXAMPLES, self_check
@@ -189,7 +190,7 @@ def _derivatives(subject: _Subject) -> Iterator[Finding]:
 
 
 def _state(subject: _Subject) -> Iterator[Finding]:
-    state = {**dict(subject.module.named_parameters()), **dict(subject.module.named_buffers())}
+    state = tensors_of(subject.module)
     before, random = digest(state), torch.get_rng_state()
     subject.objective().grad(subject.objective().theta())
     unchanged = digest(state) == before and torch.equal(random, torch.get_rng_state())
