@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lmc_lightning.core.files import slug, write_atomic
+from lmc_lightning.core.files import name_at, write_atomic
 from lmc_lightning.loggers import png
 from lmc_lightning.plotting.data import figure_data
 from lmc_lightning.plotting.style import pixels
@@ -37,12 +37,12 @@ def draw(figure: "Callable[[], Figure]") -> Picture:
 
 def save_picture(directory: Path, picture: Picture, key: str, step: int) -> None:
     """Write ``<directory>/figures/<key>_<step>.png``."""
-    path = directory / "figures" / f"{slug(key)}_{step:06d}.png"
+    path = directory / "figures" / name_at(key, step, "png")
     write_atomic(path, lambda file: file.write(png(picture.pixels)))
 
 
 def save_arrays(directory: Path, arrays: Mapping[str, np.ndarray], key: str, step: int) -> None:
     """Write ``<directory>/arrays/<key>_<step>.npz``: plain arrays, compressed where that takes no time."""
-    path = directory / "arrays" / f"{slug(key)}_{step:06d}.npz"
+    path = directory / "arrays" / name_at(key, step, "npz")
     save = np.savez_compressed if sum(a.nbytes for a in arrays.values()) < _SMALL else np.savez
     write_atomic(path, lambda file: save(file, **arrays))  # type: ignore[arg-type]

@@ -37,6 +37,11 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_")
 
 
+def name_at(key: str, step: int, suffix: str) -> str:
+    """The file of a key at a step, ``<key>_<step>.<suffix>``."""
+    return f"{slug(key)}_{step:06d}.{suffix}"
+
+
 def _sync_directory(path: Path) -> None:
     """Let the new name survive a loss of power too, where the file system can."""
     if hasattr(os, "O_DIRECTORY"):

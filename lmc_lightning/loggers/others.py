@@ -7,12 +7,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lmc_lightning.core.files import slug, write_atomic
+from lmc_lightning.core.files import name_at, write_atomic
 from lmc_lightning.loggers.items import Embedding, Mesh, png
-
-
-def _name(key: str, step: int, suffix: str) -> str:
-    return f"{slug(key)}_{step:06d}.{suffix}"
 
 
 class Folder:
@@ -21,17 +17,17 @@ class Folder:
     @staticmethod
     def log_histogram(logger: Any, key: str, values: np.ndarray, step: int) -> None:
         """The values as ``.npy``."""
-        Folder._write(logger, _name(key, step, "npy"), lambda file: np.save(file, values))
+        Folder._write(logger, name_at(key, step, "npy"), lambda file: np.save(file, values))
 
     @staticmethod
     def log_picture(logger: Any, key: str, picture: np.ndarray, step: int) -> None:
         """As ``.png``."""
-        Folder._write(logger, _name(key, step, "png"), lambda file: file.write(png(picture)))
+        Folder._write(logger, name_at(key, step, "png"), lambda file: file.write(png(picture)))
 
     @staticmethod
     def log_text(logger: Any, key: str, text: str, step: int) -> None:
         """As ``.md``."""
-        Folder._write(logger, _name(key, step, "md"), lambda file: file.write(text.encode()))
+        Folder._write(logger, name_at(key, step, "md"), lambda file: file.write(text.encode()))
 
     @staticmethod
     def _write(logger: Any, name: str, write: Callable[[BinaryIO], object]) -> None:
@@ -46,17 +42,17 @@ class MLflow:
     @staticmethod
     def log_histogram(logger: Any, key: str, values: np.ndarray, step: int) -> None:
         """The values as JSON."""
-        logger.experiment.log_dict(logger.run_id, {"values": values.tolist()}, f"media/{_name(key, step, 'json')}")
+        logger.experiment.log_dict(logger.run_id, {"values": values.tolist()}, f"media/{name_at(key, step, 'json')}")
 
     @staticmethod
     def log_picture(logger: Any, key: str, picture: np.ndarray, step: int) -> None:
         """As PNG."""
-        logger.experiment.log_image(logger.run_id, picture, f"media/{_name(key, step, 'png')}")
+        logger.experiment.log_image(logger.run_id, picture, f"media/{name_at(key, step, 'png')}")
 
     @staticmethod
     def log_text(logger: Any, key: str, text: str, step: int) -> None:
         """As Markdown."""
-        logger.experiment.log_text(logger.run_id, text, f"media/{_name(key, step, 'md')}")
+        logger.experiment.log_text(logger.run_id, text, f"media/{name_at(key, step, 'md')}")
 
 
 class Wandb:
