@@ -28,6 +28,11 @@ NUMBER = (
 """Columns of a number, after them."""
 
 
+def hyperparameters(table: pd.DataFrame) -> list[str]:
+    """The columns of a table that are hyper-parameters, in the order of the study's file; the seed is one of them."""
+    return [c for c in table.columns if c not in (*OWN, *NUMBER) and not c.startswith("version_")]
+
+
 def collect(folder: Path | str) -> pd.DataFrame:
     """One row for each number of a study: of runs, of their callbacks at every visit, of children and of pairs.
 

@@ -203,8 +203,8 @@ def collect(folders: Sequence[Path], output: Path, runs: bool, epochs: Sequence[
     from lmc_lightning.experiments.hparams import write_hparams
 
     tables = [of_study(folder) for folder in folders]
-    for folder in folders:
-        write_hparams(folder)
+    for folder, table in zip(folders, tables, strict=True):
+        write_hparams(folder, table=table)
     tables = [by_run(table, epochs) if runs else table for table in tables]
     named = [t.assign(study=f.name) for t, f in zip(tables, folders, strict=True)] if len(tables) > 1 else tables
     return _give(pd.concat(named, ignore_index=True), output)

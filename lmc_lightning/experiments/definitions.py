@@ -6,9 +6,8 @@ from inspect import cleandoc
 
 import lmc_lightning
 from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.run_report import documented_keys
 from lmc_lightning.landscape.paths.barrier import DEFINITIONS, Barrier
-
-_ROW = re.compile(r"``(?P<key>[^`]+)``\s+(?P<text>\S.*)")
 
 
 def definitions(families: Collection[str]) -> list[tuple[str, str]]:
@@ -18,27 +17,14 @@ def definitions(families: Collection[str]) -> list[tuple[str, str]]:
         callback = getattr(lmc_lightning, name)
         if isinstance(callback, type) and issubclass(callback, MeasurementCallback):
             family = ""
-            for key, text in _table(callback.__doc__ or ""):
+            for key, meaning in documented_keys(callback).items():
+                text = meaning.replace("`", "")
                 family = family if key.startswith("…") else key.partition("/")[0]
                 if family in families:
                     found.setdefault(key if not key.startswith("…") else f"{family}/{key}", text)
     if "barrier" in families:
         found |= {f"barrier/…/{name}": text for name, text in _attributes(Barrier.__doc__ or "", DEFINITIONS)}
     return [*found.items()]
-
-
-def _table(docstring: str) -> Iterator[tuple[str, str]]:
-    """The rows of a docstring's tables; lines without a key go on with the one above."""
-    rows: list[list[str]] = []
-    inside = False
-    for line in cleandoc(docstring).splitlines():
-        if line.startswith("==="):
-            inside = not inside
-        elif inside and (row := _ROW.match(line)):
-            rows.append([row["key"], row["text"]])
-        elif inside and rows and line.strip():
-            rows[-1][1] += f" {line.strip()}"
-    yield from ((key, text.replace("``", "")) for key, text in rows)
 
 
 def _attributes(docstring: str, names: Collection[str]) -> Iterator[tuple[str, str]]:

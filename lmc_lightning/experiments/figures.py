@@ -12,10 +12,10 @@ from lmc_lightning.callbacks.bridge import objective_of
 from lmc_lightning.callbacks.probes import draw
 from lmc_lightning.callbacks.snapshots import read_trajectory
 from lmc_lightning.callbacks.trajectories import convergence_statistics
-from lmc_lightning.experiments.collect import collect, runs
+from lmc_lightning.experiments.collect import runs
 from lmc_lightning.experiments.measures import Trained, trained
 from lmc_lightning.experiments.phases import COLUMNS, phase_maps
-from lmc_lightning.experiments.settings import run_correlations, setting_means, setting_texts, size_volumes, varied
+from lmc_lightning.experiments.settings import Summary, setting_texts, size_volumes, varied
 from lmc_lightning.experiments.tasks import WEIGHTS, cell_folder, pair_file
 from lmc_lightning.landscape.surface.slices import load_surface
 from lmc_lightning.landscape.trajectory.components import pca_plane, plane_losses
@@ -30,33 +30,33 @@ NUM_EXAMPLES = 1024
 _MAX_SETTINGS = 40
 
 
-def draw_study(folder: Path) -> list[Path]:
+def draw_study(folder: Path, summary: Summary | None = None) -> list[Path]:
     """Draw what a study has found as ``figures/*.png`` of its folder; which these are.
 
     ``phases`` of a grid of two hyper-parameters, the load first; ``settings`` with ``correlations`` of further ones;
     ``volumes``; ``ways`` and ``ends`` of runs with a ``WeightTrajectory`` and one setting; and ``plane`` of the first
     pair with that measure. The loss on the plane of the ways costs a forward pass for each of its points, everything
-    else is read from the records.
+    else is read from the records, or from the ``summary`` where there is one.
 
     Raises:
         FileNotFoundError: there are no records in the folder.
     """
-    table, written = collect(folder), list[Path]()
+    written: list[Path] = []
     (folder / "figures").mkdir(exist_ok=True)
-    for name, figure in _figures(folder, table):
+    for name, figure in _figures(folder, summary or Summary(folder)):
         written.append(folder / "figures" / f"{name}.png")
         figure.savefig(written[-1])
     return written
 
 
-def _figures(folder: Path, table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
-    by = varied(table)
+def _figures(folder: Path, summary: Summary) -> Iterator[tuple[str, Any]]:
+    table, by = summary.table, varied(summary.table)
     if len(by) == 2 and {COLUMNS["lambda_max"], COLUMNS["connectivity"]} <= set(table["name"]):
         yield "phases", plot_phases(phase_maps(table, *by))
-    elif not (means := setting_means(table)).empty and means["setting"].nunique() <= _MAX_SETTINGS:
-        yield "settings", plot_settings(means)
-    if by and not (found := run_correlations(table)).empty:
-        yield "correlations", figure_of(plot_correlations(found))
+    elif not summary.means.empty and summary.means["setting"].nunique() <= _MAX_SETTINGS:
+        yield "settings", plot_settings(summary.means)
+    if by and not summary.correlations.empty:
+        yield "correlations", figure_of(plot_correlations(summary.correlations))
     size, volumes = size_volumes(table)
     if not volumes.empty:
         yield "volumes", plot_volume_sizes(volumes, size.replace("_", " "))
@@ -87,8 +87,8 @@ def network(home: Path) -> Trained:
 
 
 def _planes(folder: Path, table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
-    first = table[(table["kind"] == "pair") & (table["name"] == "plane/loss_max")].drop_duplicates(varied(table))
     by = varied(table)
+    first = table[(table["kind"] == "pair") & (table["name"] == "plane/loss_max")].drop_duplicates(by)
     texts = setting_texts(table) if by else {(): ""}
     for number, (task, setting) in enumerate(zip(first["task"], first[by].itertuples(index=False), strict=True)):
         surface = load_surface(pair_file(folder, task, "plane"))

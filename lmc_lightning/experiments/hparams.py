@@ -9,7 +9,7 @@ import pandas as pd
 from torch.utils.tensorboard.summary import hparams
 
 from lmc_lightning.callbacks.reporting import HEADLINES
-from lmc_lightning.experiments.collect import NUMBER, OWN, collect, runs
+from lmc_lightning.experiments.collect import collect, hyperparameters, runs
 from lmc_lightning.experiments.tasks import cell_folder
 from lmc_lightning.loggers.tensorboard import write_hparams as replace_hparams
 
@@ -20,7 +20,9 @@ ABSENT_NUMBER, ABSENT_TEXT = -1.0, "–"
 """Where a run has no such hyper-parameter: TensorBoard leaves runs with a gap out of the parallel coordinates."""
 
 
-def write_hparams(folder: Path | str, metrics: Sequence[str] = METRICS) -> list[str]:
+def write_hparams(
+    folder: Path | str, metrics: Sequence[str] = METRICS, *, table: pd.DataFrame | None = None
+) -> list[str]:
     """Tell TensorBoard the hyper-parameters of each completed run, and once for the study which metrics it shows.
 
     Called again, it replaces what it wrote. The values of the metrics are the last ones that the runs logged under
@@ -29,6 +31,7 @@ def write_hparams(folder: Path | str, metrics: Sequence[str] = METRICS) -> list[
     Args:
         folder: of the study; ``tensorboard --logdir`` it.
         metrics: tags.
+        table: what :func:`~lmc_lightning.experiments.collect.collect` gave, where it has been read.
 
     Returns:
         The metrics that the study has.
@@ -37,11 +40,10 @@ def write_hparams(folder: Path | str, metrics: Sequence[str] = METRICS) -> list[
         FileNotFoundError: there are no records in the folder.
     """
     folder = Path(folder)
-    table = collect(folder)
+    table = collect(folder) if table is None else table
     wide = runs(table)
     done = wide[wide["task_status"] == "completed"]
-    names = [c for c in table.columns if c not in (*OWN, *NUMBER) and not c.startswith("version_")]
-    names = [name for name in names if done[name].notna().any()]  # those of pairs are not of runs
+    names = [name for name in hyperparameters(table) if done[name].notna().any()]  # those of pairs are not of runs
     shown = [metric for metric in metrics if metric in done.columns]
     filled = {name: _filled(done[name]) for name in names}
     settings = [{name: filled[name][row] for name in names} for row in range(len(done))]

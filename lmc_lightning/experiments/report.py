@@ -11,11 +11,11 @@ import pandas as pd
 
 from lmc_lightning.branching.lineage import versions
 from lmc_lightning.core.files import write_atomic
-from lmc_lightning.experiments.collect import NUMBER, OWN, collect, runs
+from lmc_lightning.experiments.collect import hyperparameters, runs
 from lmc_lightning.experiments.definitions import definitions
 from lmc_lightning.experiments.figures import draw_study
 from lmc_lightning.experiments.page import Section, details, image, note, page, preformatted, relief, table
-from lmc_lightning.experiments.settings import run_correlations, setting_means, setting_table
+from lmc_lightning.experiments.settings import Summary, setting_table
 from lmc_lightning.experiments.tasks import Outcome, cell_folder, outcome_of
 from lmc_lightning.landscape.surface.slices import load_surface
 from lmc_lightning.plotting.interactive import interactive_relief, plotly_program
@@ -164,19 +164,20 @@ def _costs(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _study(folder: Path, pictures: _Pictures) -> Iterator[Section]:
     outcomes = [o for f in sorted((folder / "records").glob("*.json")) if (o := outcome_of(folder, f.stem)) is not None]
     yield Section("Tasks", table(_tasks(outcomes)))
-    found = collect(folder)
-    draw_study(folder)
+    summary = Summary(folder)
+    found = summary.table
+    draw_study(folder, summary)
     if (found["kind"] == "cell").any():
         wide = runs(found).dropna(axis=1, how="all")
         yield Section("Runs", table(wide.sort_values([c for c in _varied(found) if c in wide], kind="stable")))
     if (pairs := found[(found["kind"] == "pair") & found["value"].notna()]).size:
         grouped = pairs.assign(value=pairs["value"].astype(float)).groupby("name", sort=False)["value"]
-        summary = grouped.agg(["mean", "std", "min", "max", "count"]).reset_index()
-        yield Section("Pairs of runs", table(summary))
-    if (means := setting_means(found)).size:
-        yield Section("Means over seeds, with standard errors", table(setting_table(means)))
-    if (together := run_correlations(found)).size:
-        yield Section("Correlations over runs", table(together))
+        spread = grouped.agg(["mean", "std", "min", "max", "count"]).reset_index()
+        yield Section("Pairs of runs", table(spread))
+    if summary.means.size:
+        yield Section("Means over seeds, with standard errors", table(setting_table(summary.means)))
+    if summary.correlations.size:
+        yield Section("Correlations over runs", table(summary.correlations))
     own = sorted({*folder.glob("*.png"), *(folder / "figures").glob("*.png")})
     cells = [o for o in outcomes if o.kind == "cell"]
     shown = "".join(_figures_of(folder, cell, pictures) for cell in cells)
@@ -191,8 +192,7 @@ def _study(folder: Path, pictures: _Pictures) -> Iterator[Section]:
 
 
 def _varied(found: pd.DataFrame) -> list[str]:
-    names = [c for c in found.columns if c not in (*OWN, *NUMBER) and not c.startswith("version_")]
-    return [name for name in names if found[name].map(type).nunique() == 1]
+    return [name for name in hyperparameters(found) if found[name].map(type).nunique() == 1]
 
 
 def _tasks(outcomes: Iterable[Outcome]) -> pd.DataFrame:

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lmc_lightning.experiments.collect import NUMBER, OWN, runs
+from lmc_lightning.experiments.collect import collect, hyperparameters, runs
 from lmc_lightning.landscape.statistics.correlations import correlations, group_means
 
 OF_RUNS = (
@@ -46,8 +48,25 @@ TARGETS = ("val_loss", "val_acc")
 def varied(table: pd.DataFrame) -> list[str]:
     """The hyper-parameters of a study, without the seed, that have several values, in the order of its file."""
     cells = table[table["kind"] == "cell"]
-    names = [c for c in table.columns if c not in (*OWN, *NUMBER, "seed") and not c.startswith("version_")]
+    names = [name for name in hyperparameters(table) if name != "seed"]
     return [name for name in names if cells[name].nunique(dropna=False) > 1]
+
+
+class Summary:
+    """The table of a study and what is made of it, each once, when somebody asks for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.table = collect(folder)
+
+    @cached_property
+    def means(self) -> pd.DataFrame:
+        """See :func:`setting_means`."""
+        return setting_means(self.table)
+
+    @cached_property
+    def correlations(self) -> pd.DataFrame:
+        """See :func:`run_correlations`; seconds, for its resamples."""
+        return run_correlations(self.table)
 
 
 def setting_means(table: pd.DataFrame) -> pd.DataFrame:
