@@ -5,29 +5,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmc_lightning.branching.lineage import Family
-    from lmc_lightning.callbacks.alignment import Aligned, align, align_all
     from lmc_lightning.callbacks.base import MeasurementCallback
     from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
     from lmc_lightning.callbacks.defaults import default_callbacks
-    from lmc_lightning.callbacks.differences import paired_differences
     from lmc_lightning.callbacks.edge_of_stability import EdgeOfStability
-    from lmc_lightning.callbacks.family_table import family_table, onset_of, seed_means
     from lmc_lightning.callbacks.hessian_spectrum import HessianSpectrum
     from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
     from lmc_lightning.callbacks.local_learning_coefficient import LocalLearningCoefficient
     from lmc_lightning.callbacks.loss_surface import LossSurface
     from lmc_lightning.callbacks.minima_volume import MinimaVolume
     from lmc_lightning.callbacks.mode_connectivity import ModeConnectivity
-    from lmc_lightning.callbacks.offline import interpolation_barrier, measure
-    from lmc_lightning.callbacks.offline_landscape import connect, local_learning_coefficient, minima_volumes
-    from lmc_lightning.callbacks.offline_similarity import representation_similarity
-    from lmc_lightning.callbacks.offline_surface import loss_surface
+    from lmc_lightning.callbacks.offline.alignment import Aligned, align, align_all
+    from lmc_lightning.callbacks.offline.landscape import connect, local_learning_coefficient, minima_volumes
+    from lmc_lightning.callbacks.offline.measure import interpolation_barrier, measure
+    from lmc_lightning.callbacks.offline.similarity import representation_similarity
+    from lmc_lightning.callbacks.offline.surface import loss_surface
+    from lmc_lightning.callbacks.offline.zoom import replay
+    from lmc_lightning.callbacks.pairs.differences import paired_differences
+    from lmc_lightning.callbacks.pairs.family_table import family_table, onset_of, seed_means
     from lmc_lightning.callbacks.representation_similarity import RepresentationSimilarity
     from lmc_lightning.callbacks.sharpness import Sharpness
-    from lmc_lightning.callbacks.snapshots import read_trajectory
-    from lmc_lightning.callbacks.trajectories import convergence_statistics, family_trajectories
+    from lmc_lightning.callbacks.trajectory.families import convergence_statistics, family_trajectories
+    from lmc_lightning.callbacks.trajectory.snapshots import read_trajectory
     from lmc_lightning.callbacks.weight_trajectory import WeightTrajectory
-    from lmc_lightning.callbacks.zoom import replay
     from lmc_lightning.landscape.paths.barrier import Barrier
     from lmc_lightning.landscape.paths.curves import CurveTraining
     from lmc_lightning.landscape.paths.onset import bisect_onset
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 # Imported when first used, so that the mathematics works without Lightning.
 _HOMES = {
-    "Aligned": "callbacks.alignment",
+    "Aligned": "callbacks.offline.alignment",
     "Barrier": "landscape.paths.barrier",
     "CheckpointBranching": "callbacks.checkpoint_branching",
     "CurveTraining": "landscape.paths.curves",
@@ -63,31 +63,31 @@ _HOMES = {
     "Trajectory": "landscape.trajectory.components",
     "VolumeSettings": "landscape.volume.result",
     "WeightTrajectory": "callbacks.weight_trajectory",
-    "align": "callbacks.alignment",
-    "align_all": "callbacks.alignment",
+    "align": "callbacks.offline.alignment",
+    "align_all": "callbacks.offline.alignment",
     "animate": "plotting.animation",
     "bisect_onset": "landscape.paths.onset",
-    "connect": "callbacks.offline_landscape",
-    "convergence_statistics": "callbacks.trajectories",
+    "connect": "callbacks.offline.landscape",
+    "convergence_statistics": "callbacks.trajectory.families",
     "default_callbacks": "callbacks.defaults",
-    "family_table": "callbacks.family_table",
-    "family_trajectories": "callbacks.trajectories",
-    "interpolation_barrier": "callbacks.offline",
+    "family_table": "callbacks.pairs.family_table",
+    "family_trajectories": "callbacks.trajectory.families",
+    "interpolation_barrier": "callbacks.offline.measure",
     "load_surface": "landscape.surface.slices",
-    "local_learning_coefficient": "callbacks.offline_landscape",
-    "loss_surface": "callbacks.offline_surface",
-    "measure": "callbacks.offline",
-    "minima_volumes": "callbacks.offline_landscape",
-    "onset_of": "callbacks.family_table",
+    "local_learning_coefficient": "callbacks.offline.landscape",
+    "loss_surface": "callbacks.offline.surface",
+    "measure": "callbacks.offline.measure",
+    "minima_volumes": "callbacks.offline.landscape",
+    "onset_of": "callbacks.pairs.family_table",
     "order_violations": "landscape.volume.tables",
-    "paired_differences": "callbacks.differences",
+    "paired_differences": "callbacks.pairs.differences",
     "pca_plane": "landscape.trajectory.components",
     "rank_table": "landscape.volume.tables",
     "ranking_stability": "landscape.volume.tables",
-    "read_trajectory": "callbacks.snapshots",
-    "replay": "callbacks.zoom",
-    "representation_similarity": "callbacks.offline_similarity",
-    "seed_means": "callbacks.family_table",
+    "read_trajectory": "callbacks.trajectory.snapshots",
+    "replay": "callbacks.offline.zoom",
+    "representation_similarity": "callbacks.offline.similarity",
+    "seed_means": "callbacks.pairs.family_table",
     "summarize": "summary",
     "volume_table": "landscape.volume.tables",
 }

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 import lmc_lightning
-from lmc_lightning.callbacks.reporting import HasCharts, layout_of
-from lmc_lightning.callbacks.run_report import run_report
+from lmc_lightning.callbacks.visits.reporting import HasCharts, layout_of
+from lmc_lightning.callbacks.visits.run_report import run_report
 from lmc_lightning.landscape.paths.barrier import DEFINITIONS
 from lmc_lightning.landscape.sharpness.family import MEASURES
 from lmc_lightning.loggers import Band

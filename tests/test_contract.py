@@ -229,7 +229,7 @@ def test_fewer_random_probes_give_the_same_keys_and_the_same_training(
 ) -> None:
     setting, whole, less = Configuration().of(BatchNormAndDropout), make(cls), make(cls)
     alone = train(setting, [whole])
-    monkeypatch.setattr("lmc_lightning.callbacks.budget.Budget.effort", lambda *arguments: 0.25)
+    monkeypatch.setattr("lmc_lightning.callbacks.visits.budget.Budget.effort", lambda *arguments: 0.25)
     assert train(setting, [less]).differs_from(alone) == []
     assert named(less) == named(whole)
     assert {r.evidence["effort"] for r in less.results} == {0.25}

@@ -31,7 +31,7 @@ from lmc_lightning import (
     Sharpness,
     measure,
 )
-from lmc_lightning.callbacks.guards import check_trainer
+from lmc_lightning.callbacks.bridge.guards import check_trainer
 from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.structure import digest

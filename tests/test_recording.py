@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lmc_lightning import HessianSpectrum, Record, Sharpness
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.files import slug
 from lmc_lightning.plotting.style import figure_of, new_axes
 from lmc_lightning.recording import Measurement, Quantity, Recorder, plain

@@ -8,9 +8,9 @@ import torch
 
 import lmc_lightning as lmc
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.common import Common, CommonButExamples
 from lmc_lightning.callbacks.minima_volume import VolumeSettings
 from lmc_lightning.callbacks.mode_connectivity import CurveTraining
+from lmc_lightning.callbacks.visits.common import Common, CommonButExamples
 from lmc_lightning.landscape.volume.llc import Langevin
 from tests.callbacks.runs import Classifier, batches, cross_entropy, fit
 from tests.test_contract import CALLBACKS, MEASURING

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks import peers
 from benchmarks.harness import Contender, Found, Run, Values
 from benchmarks.works import Work
-from lmc_lightning.callbacks.alignment import align
+from lmc_lightning.callbacks.offline.alignment import align
 from lmc_lightning.landscape.alignment.groups import permutation_groups
 
 _EXAMPLES = 8

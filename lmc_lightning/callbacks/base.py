@@ -12,15 +12,17 @@ import pandas as pd
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from lmc_lightning.callbacks.agenda import Agenda
-from lmc_lightning.callbacks.bridge import StepBatch, collective_of, objective_of, trainer_view
-from lmc_lightning.callbacks.budget import Budget
-from lmc_lightning.callbacks.examination import examine
-from lmc_lightning.callbacks.guards import check_common, check_module, check_names, check_trainer
-from lmc_lightning.callbacks.probe_store import ProbeSet, Split
-from lmc_lightning.callbacks.probes import Probes
-from lmc_lightning.callbacks.reporting import Reporting
-from lmc_lightning.callbacks.visits import Pending, Visit, optimizer_states
+from lmc_lightning.callbacks.bridge.guards import check_common, check_module, check_names, check_trainer
+from lmc_lightning.callbacks.bridge.objectives import collective_of, objective_of
+from lmc_lightning.callbacks.bridge.probe_set import ProbeSet, Split
+from lmc_lightning.callbacks.bridge.probes import Probes
+from lmc_lightning.callbacks.bridge.step import StepBatch
+from lmc_lightning.callbacks.bridge.views import trainer_view
+from lmc_lightning.callbacks.visits.agenda import Agenda
+from lmc_lightning.callbacks.visits.budget import Budget
+from lmc_lightning.callbacks.visits.examination import examine
+from lmc_lightning.callbacks.visits.reporting import Reporting
+from lmc_lightning.callbacks.visits.visit import Pending, Visit, optimizer_states
 from lmc_lightning.core.collective import InterruptedMeasurementError
 from lmc_lightning.core.files import slug
 from lmc_lightning.core.objective import Objective

@@ -17,7 +17,7 @@ from lmc_lightning.branching.plan import Intervention, Noise, Plan, When
 from lmc_lightning.branching.snapshot import rewind_to_epoch_start
 from lmc_lightning.branching.spawn import MakeTrainer
 from lmc_lightning.branching.trunk import Trunk
-from lmc_lightning.callbacks.differences import paired_differences, report_differences
+from lmc_lightning.callbacks.pairs.differences import paired_differences, report_differences
 from lmc_lightning.callbacks.perturbation import Perturbation
 from lmc_lightning.loggers import Chart
 

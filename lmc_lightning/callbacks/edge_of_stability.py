@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.common import Common, Unpack
-from lmc_lightning.callbacks.last_step import LastSteps
-from lmc_lightning.callbacks.second_order import SecondOrder
-from lmc_lightning.callbacks.stability_quantities import draw_stability, not_reported, stability_quantities
-from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.callbacks.spectrum.stability import draw_stability, not_reported, stability_quantities
+from lmc_lightning.callbacks.visits.common import Common, Unpack
+from lmc_lightning.callbacks.visits.last_step import LastSteps
+from lmc_lightning.callbacks.visits.second_order import SecondOrder
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.chunks import equal_batches
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.structure import leading_size

@@ -7,19 +7,19 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.common import Common, Unpack
-from lmc_lightning.callbacks.second_order import SecondOrder
-from lmc_lightning.callbacks.spectrum_attribution import attribute
-from lmc_lightning.callbacks.spectrum_figures import draw_block_densities, draw_density
-from lmc_lightning.callbacks.spectrum_options import check_choices, check_limits, check_numbers
-from lmc_lightning.callbacks.spectrum_quantities import (
+from lmc_lightning.callbacks.spectrum.attribution import attribute
+from lmc_lightning.callbacks.spectrum.figures import draw_block_densities, draw_density
+from lmc_lightning.callbacks.spectrum.options import check_choices, check_limits, check_numbers
+from lmc_lightning.callbacks.spectrum.quantities import (
     block_arrays,
     cost_evidence,
     spectrum_arrays,
     spectrum_charts,
     spectrum_quantities,
 )
-from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.callbacks.visits.common import Common, Unpack
+from lmc_lightning.callbacks.visits.second_order import SecondOrder
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.hvp import CurvatureProduct
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.curvature.blocks import Blocks

@@ -7,13 +7,13 @@ from typing import Any
 from torch import nn
 
 from lmc_lightning.branching.lineage import Family
-from lmc_lightning.callbacks.barrier_charts import barrier_charts, extra_charts, quantities_of
-from lmc_lightning.callbacks.common import Unpack
-from lmc_lightning.callbacks.comparison import ALIGNED, EXTRAS, Comparison, Extra, Pairing
-from lmc_lightning.callbacks.family_figures import Figures, family_figures
-from lmc_lightning.callbacks.guards import check_choice, check_listed
-from lmc_lightning.callbacks.pairwise import PairMeasurement, PathOptions
-from lmc_lightning.callbacks.probe_store import Split
+from lmc_lightning.callbacks.bridge.guards import check_choice, check_listed
+from lmc_lightning.callbacks.bridge.probe_set import Split
+from lmc_lightning.callbacks.pairs.charts import barrier_charts, extra_charts, quantities_of
+from lmc_lightning.callbacks.pairs.comparison import ALIGNED, EXTRAS, Comparison, Extra, Pairing
+from lmc_lightning.callbacks.pairs.family_figures import Figures, family_figures
+from lmc_lightning.callbacks.pairs.measurement import PairMeasurement, PathOptions
+from lmc_lightning.callbacks.visits.common import Unpack
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.alignment.aligned import Alignment
 from lmc_lightning.landscape.alignment.matching import METHODS, Method

@@ -5,8 +5,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.common import Common, Unpack
-from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.callbacks.visits.common import Common, Unpack
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.landscape.volume.llc import Langevin, LearningCoefficient, local_learning_coefficient
 from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.plotting.llc import plot_chains

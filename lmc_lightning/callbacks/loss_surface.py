@@ -6,13 +6,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.common import CommonButExamples, Unpack
-from lmc_lightning.callbacks.guards import check_choice
-from lmc_lightning.callbacks.pairwise import STATISTICS_EXAMPLES
-from lmc_lightning.callbacks.second_order import SecondOrder
-from lmc_lightning.callbacks.surface_figures import surface_figures, surface_mesh
-from lmc_lightning.callbacks.surface_options import check_surface
-from lmc_lightning.callbacks.visits import NO_DERIVATIVES, Visit
+from lmc_lightning.callbacks.bridge.guards import check_choice
+from lmc_lightning.callbacks.pairs.measurement import STATISTICS_EXAMPLES
+from lmc_lightning.callbacks.surface.figures import surface_figures, surface_mesh
+from lmc_lightning.callbacks.surface.options import check_surface
+from lmc_lightning.callbacks.visits.common import CommonButExamples, Unpack
+from lmc_lightning.callbacks.visits.second_order import SecondOrder
+from lmc_lightning.callbacks.visits.visit import NO_DERIVATIVES, Visit
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.paths.batchnorm import has_batch_norm
 from lmc_lightning.landscape.surface.directions import Directions, Kind, directions_around

@@ -6,8 +6,8 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.common import Common, Unpack
-from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.callbacks.visits.common import Common, Unpack
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.landscape.volume.estimate import minimum_volumes
 from lmc_lightning.landscape.volume.result import Coordinates, Threshold, Volume, VolumeMetric, VolumeSettings
 from lmc_lightning.loggers import Band, Chart

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lmc_lightning.branching.lineage import Family
-from lmc_lightning.callbacks.barrier_charts import curve_charts, quantities_of
-from lmc_lightning.callbacks.common import Unpack
-from lmc_lightning.callbacks.comparison import Pairing
-from lmc_lightning.callbacks.curve_comparison import CurveComparison, CurvePairing
-from lmc_lightning.callbacks.family_figures import Figures
-from lmc_lightning.callbacks.pairwise import PairMeasurement, PathOptions
-from lmc_lightning.callbacks.probe_store import Split
+from lmc_lightning.callbacks.bridge.probe_set import Split
+from lmc_lightning.callbacks.pairs.charts import curve_charts, quantities_of
+from lmc_lightning.callbacks.pairs.comparison import Pairing
+from lmc_lightning.callbacks.pairs.curves import CurveComparison, CurvePairing
+from lmc_lightning.callbacks.pairs.family_figures import Figures
+from lmc_lightning.callbacks.pairs.measurement import PairMeasurement, PathOptions
+from lmc_lightning.callbacks.visits.common import Unpack
 from lmc_lightning.core.chunks import equal_batches
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.paths.barrier import Barrier

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lmc_lightning.branching.internals import loaders
-from lmc_lightning.callbacks.bridge import StepBatch, objective_of
-from lmc_lightning.callbacks.guards import check_choice
-from lmc_lightning.callbacks.probes import draw, to_device
+from lmc_lightning.callbacks.bridge.guards import check_choice
+from lmc_lightning.callbacks.bridge.objectives import objective_of
+from lmc_lightning.callbacks.bridge.probes import draw, to_device
+from lmc_lightning.callbacks.bridge.step import StepBatch
 from lmc_lightning.core.params import ParameterLayout, parameter_layout
 from lmc_lightning.core.random_vectors import derive_seed, gaussian
 from lmc_lightning.core.structure import digest

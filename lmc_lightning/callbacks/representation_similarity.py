@@ -6,18 +6,18 @@ from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
-from lmc_lightning.callbacks.common import CommonButExamples, Unpack
-from lmc_lightning.callbacks.guards import check_choice
-from lmc_lightning.callbacks.pairs import PairKind
-from lmc_lightning.callbacks.probe_store import Split
-from lmc_lightning.callbacks.similarity_comparison import (
+from lmc_lightning.callbacks.bridge.guards import check_choice
+from lmc_lightning.callbacks.bridge.probe_set import Split
+from lmc_lightning.callbacks.pairs.pair import PairKind
+from lmc_lightning.callbacks.pairs.similarity import (
     SimilarityComparison,
     similarity_arrays,
     similarity_figure,
     similarity_quantities,
 )
-from lmc_lightning.callbacks.state_pairs import StatePairs
-from lmc_lightning.callbacks.visits import probe_evidence
+from lmc_lightning.callbacks.pairs.state_pairs import StatePairs
+from lmc_lightning.callbacks.visits.common import CommonButExamples, Unpack
+from lmc_lightning.callbacks.visits.visit import probe_evidence
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.paths.states import StateEvaluator
 from lmc_lightning.landscape.similarity.cka import Similarity

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.common import Common, Unpack
-from lmc_lightning.callbacks.last_step import LastSteps
-from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.callbacks.visits.common import Common, Unpack
+from lmc_lightning.callbacks.visits.last_step import LastSteps
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.structure import leading_size
 from lmc_lightning.landscape.sharpness.family import (

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.common import Common, Unpack
-from lmc_lightning.callbacks.snapshots import Snapshots
-from lmc_lightning.callbacks.trajectories import family_trajectories
-from lmc_lightning.callbacks.trajectory_figures import trajectory_pictures
-from lmc_lightning.callbacks.visits import NO_DERIVATIVES, Visit
+from lmc_lightning.callbacks.trajectory.families import family_trajectories
+from lmc_lightning.callbacks.trajectory.figures import trajectory_pictures
+from lmc_lightning.callbacks.trajectory.snapshots import Snapshots
+from lmc_lightning.callbacks.visits.common import Common, Unpack
+from lmc_lightning.callbacks.visits.visit import NO_DERIVATIVES, Visit
 from lmc_lightning.core.files import slug
 from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.core.params import ParameterLayout, parameter_layout

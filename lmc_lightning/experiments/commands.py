@@ -111,7 +111,7 @@ def barrier(
 ) -> int:
     """Every convention of the barrier, with its standard error."""
     from lmc_lightning import interpolation_barrier
-    from lmc_lightning.callbacks.offline import with_checkpoint
+    from lmc_lightning.callbacks.offline.measure import with_checkpoint
     from lmc_lightning.landscape.paths.barrier import DEFINITIONS
     from lmc_lightning.plotting.barriers import plot_barrier_curves
     from lmc_lightning.plotting.style import figure_of

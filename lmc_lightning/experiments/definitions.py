@@ -6,7 +6,7 @@ from inspect import cleandoc
 
 import lmc_lightning
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.run_report import documented_keys
+from lmc_lightning.callbacks.visits.run_report import documented_keys
 from lmc_lightning.landscape.paths.barrier import DEFINITIONS, Barrier
 
 

@@ -7,10 +7,11 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from lmc_lightning.callbacks.bridge import StepBatch, objective_of
-from lmc_lightning.callbacks.guards import check_module
-from lmc_lightning.callbacks.probes import draw
-from lmc_lightning.callbacks.references import tensors_of
+from lmc_lightning.callbacks.bridge.guards import check_module
+from lmc_lightning.callbacks.bridge.objectives import objective_of
+from lmc_lightning.callbacks.bridge.probes import draw
+from lmc_lightning.callbacks.bridge.step import StepBatch
+from lmc_lightning.callbacks.pairs.reference import tensors_of
 from lmc_lightning.core.chunks import ADDITIVITY_TOLERANCE, first_examples
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.selfcheck import NUM_EXAMPLES, self_check

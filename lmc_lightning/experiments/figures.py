@@ -8,10 +8,10 @@ import pandas as pd
 import yaml
 
 from lmc_lightning.branching.isolation import isolated
-from lmc_lightning.callbacks.bridge import objective_of
-from lmc_lightning.callbacks.probes import draw
-from lmc_lightning.callbacks.snapshots import read_trajectory
-from lmc_lightning.callbacks.trajectories import convergence_statistics
+from lmc_lightning.callbacks.bridge.objectives import objective_of
+from lmc_lightning.callbacks.bridge.probes import draw
+from lmc_lightning.callbacks.trajectory.families import convergence_statistics
+from lmc_lightning.callbacks.trajectory.snapshots import read_trajectory
 from lmc_lightning.experiments.collect import runs
 from lmc_lightning.experiments.measures import Trained, trained
 from lmc_lightning.experiments.phases import COLUMNS, phase_maps

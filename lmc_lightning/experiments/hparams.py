@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from torch.utils.tensorboard.summary import hparams
 
-from lmc_lightning.callbacks.reporting import HEADLINES
+from lmc_lightning.callbacks.visits.reporting import HEADLINES
 from lmc_lightning.experiments.collect import collect, hyperparameters, runs
 from lmc_lightning.experiments.tasks import cell_folder
 from lmc_lightning.loggers.tensorboard import write_hparams as replace_hparams

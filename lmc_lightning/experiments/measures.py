@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.offline import interpolation_barriers, measure
-from lmc_lightning.callbacks.offline_landscape import connect, minima_volumes
-from lmc_lightning.callbacks.offline_similarity import representation_similarity
-from lmc_lightning.callbacks.offline_surface import loss_surface
+from lmc_lightning.callbacks.offline.landscape import connect, minima_volumes
+from lmc_lightning.callbacks.offline.measure import interpolation_barriers, measure
+from lmc_lightning.callbacks.offline.similarity import representation_similarity
+from lmc_lightning.callbacks.offline.surface import loss_surface
 from lmc_lightning.callbacks.representation_similarity import NUM_EXAMPLES
 from lmc_lightning.experiments.build import build
 from lmc_lightning.experiments.classes import resolve

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 pytest.importorskip("selenium")
 
-from lmc_lightning.callbacks.surface_figures import surface_mesh
+from lmc_lightning.callbacks.surface.figures import surface_mesh
 from lmc_lightning.experiments.quickstart import main
 from lmc_lightning.landscape.surface.slices import Mark, Surface
 from lmc_lightning.loggers import Embedding, Mesh, log_embedding, log_mesh

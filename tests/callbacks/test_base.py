@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader, TensorDataset
 
 import lmc_lightning
-from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.recording import Measurement
 from tests.zoo.batches import GraphNetwork
 from tests.zoo.harness import Setting, train

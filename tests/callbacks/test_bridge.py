@@ -12,18 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from lmc_lightning.callbacks.bridge import (
-    LogRecorder,
-    ReadOnly,
-    StepBatch,
-    logged_metrics,
-    loss_of,
-    objective_of,
-    optimizer_view,
-    replacements,
-    step_function,
-    trainer_view,
-)
+from lmc_lightning.callbacks.bridge.logged import LogRecorder, logged_metrics
+from lmc_lightning.callbacks.bridge.objectives import objective_of, replacements
+from lmc_lightning.callbacks.bridge.step import StepBatch, loss_of, step_function
+from lmc_lightning.callbacks.bridge.views import ReadOnly, optimizer_view, trainer_view
 from tests.zoo.harness import QUIET, Setting, train
 from tests.zoo.module import BATCH_SIZE, NUM_CLASSES, ZooModule, examples
 from tests.zoo.optimization import Gan

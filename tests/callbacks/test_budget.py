@@ -8,8 +8,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lmc_lightning.callbacks.budget import EFFORTS, Budget
-from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.callbacks.visits.budget import EFFORTS, Budget
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.collective import Collective
 from lmc_lightning.recording import Measurement, Quantity
 from tests.zoo.harness import Setting, train

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lmc_lightning.callbacks.bridge import LogRecorder, StepBatch, objective_of
-from lmc_lightning.callbacks.comparison import (
+from lmc_lightning.callbacks.bridge.logged import LogRecorder
+from lmc_lightning.callbacks.bridge.objectives import objective_of
+from lmc_lightning.callbacks.bridge.step import StepBatch
+from lmc_lightning.callbacks.pairs.comparison import (
     EXTRAS,
     Comparison,
     Finding,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lmc_lightning.callbacks.family_table import COLUMNS, family_table, onset_of, seed_means, write_tables
+from lmc_lightning.callbacks.pairs.family_table import COLUMNS, family_table, onset_of, seed_means, write_tables
 from lmc_lightning.landscape.paths.barrier import DEFINITIONS
 from lmc_lightning.recording import Record
 

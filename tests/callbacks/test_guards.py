@@ -5,7 +5,7 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
-from lmc_lightning.callbacks.guards import check_choice, check_module, check_trainer
+from lmc_lightning.callbacks.bridge.guards import check_choice, check_module, check_trainer
 from tests.zoo.harness import QUIET
 from tests.zoo.optimization import Gan
 from tests.zoo.outputs import FetchesItsBatches, Plain

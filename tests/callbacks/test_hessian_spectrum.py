@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lmc_lightning import HessianSpectrum, measure
-from lmc_lightning.callbacks.bridge import StepBatch
-from lmc_lightning.callbacks.probe_store import ProbeSet
+from lmc_lightning.callbacks.bridge.probe_set import ProbeSet
+from lmc_lightning.callbacks.bridge.step import StepBatch
 from tests import oracles
 from tests.callbacks.runs import (
     BATCH_SIZE,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lmc_lightning import HessianSpectrum, measure
-from lmc_lightning.callbacks import memory
-from lmc_lightning.callbacks.memory import Meter, retried_in_small_chunks
+from lmc_lightning.callbacks.visits import memory
+from lmc_lightning.callbacks.visits.memory import Meter, retried_in_small_chunks
 from lmc_lightning.models import ImageClassifier
 from lmc_lightning.recording import Measurement
 

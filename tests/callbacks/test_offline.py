@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lmc_lightning import Barrier, HessianSpectrum, InterpolationBarrier, Sharpness, interpolation_barrier, measure
-from lmc_lightning.callbacks.offline import interpolation_barriers
+from lmc_lightning.callbacks.offline.measure import interpolation_barriers
 from lmc_lightning.core.glassbox import rng_state
 from lmc_lightning.core.structure import digest
 from tests.branching.runs import sha

@@ -6,7 +6,7 @@ import pytest
 
 from lmc_lightning.branching.lineage import Family
 from lmc_lightning.branching.nodes import Node
-from lmc_lightning.callbacks.pairs import pairs_of, variant_of
+from lmc_lightning.callbacks.pairs.pair import pairs_of, variant_of
 
 
 @pytest.fixture

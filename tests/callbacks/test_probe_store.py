@@ -8,8 +8,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lmc_lightning.callbacks.bridge import StepBatch
-from lmc_lightning.callbacks.probe_store import ProbeSet, ProbeStore, between, share
+from lmc_lightning.callbacks.bridge.probe_set import ProbeSet, between, share
+from lmc_lightning.callbacks.bridge.probe_store import ProbeStore
+from lmc_lightning.callbacks.bridge.step import StepBatch
 from lmc_lightning.core.collective import Collective
 from tests.zoo.batches import Graphs, loader_of
 from tests.zoo.harness import Setting, train

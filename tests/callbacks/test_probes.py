@@ -9,8 +9,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
-from lmc_lightning.callbacks.bridge import StepBatch
-from lmc_lightning.callbacks.probes import draw, to_device
+from lmc_lightning.callbacks.bridge.probes import draw, to_device
+from lmc_lightning.callbacks.bridge.step import StepBatch
 from lmc_lightning.core.structure import digest, leading_size
 from tests.zoo.configurations import Augmented, OwnsItsNoise, shuffled
 from tests.zoo.fingerprint import attributes, global_random_state, sha256

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 
-from lmc_lightning.callbacks.progress import DELAY, ProgressDisplay
-from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.callbacks.visits.progress import DELAY, ProgressDisplay
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.recording import Measurement
 from tests.zoo.harness import Run, Setting, train
 from tests.zoo.module import examples

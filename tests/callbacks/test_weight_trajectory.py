@@ -88,12 +88,12 @@ def test_sketches_are_recorded_in_place_of_weights(tmp_path: Path) -> None:
 
 def test_what_fills_the_buffer_is_written_during_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = 4 * sum(p.numel() for p in Classifier().parameters())
-    monkeypatch.setattr("lmc_lightning.callbacks.snapshots.BUFFER_BYTES", 3 * size)
+    monkeypatch.setattr("lmc_lightning.callbacks.trajectory.snapshots.BUFFER_BYTES", 3 * size)
     watch, ours = Watches(), way(record_every_n_train_steps=1)
     fit(Classifier(), watch, ours, default_root_dir=tmp_path)
     assert [count for _, _, count in ours.snapshots.files] == [3, 3, 1]
     assert torch.equal(read_trajectory(tmp_path / "lmc" / "trajectory").points, torch.stack(watch.points))
-    monkeypatch.setattr("lmc_lightning.callbacks.snapshots.free_bytes", lambda device: 4 * 3 * size)
+    monkeypatch.setattr("lmc_lightning.callbacks.trajectory.snapshots.free_bytes", lambda device: 4 * 3 * size)
     few = read_trajectory(tmp_path / "lmc" / "trajectory")  # three states may be in memory: every third
     assert list(few.steps) == [0, 3, 6]
     assert torch.equal(few.points, torch.stack(watch.points)[[0, 3, 6]])
@@ -152,7 +152,7 @@ def test_a_full_disk_is_told_and_training_goes_on(tmp_path: Path, monkeypatch: p
         raise OSError("No space left on device")
 
     ours = way()
-    monkeypatch.setattr("lmc_lightning.callbacks.snapshots.write_atomic", full)
+    monkeypatch.setattr("lmc_lightning.callbacks.trajectory.snapshots.write_atomic", full)
     with pytest.warns(UserWarning, match="The weights of the trajectory cannot be kept: OSError: No space left"):
         fit(Classifier(), ours, default_root_dir=tmp_path)
     assert values(ours, "path_length").keys() == {0, 3, 6}

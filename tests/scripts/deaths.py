@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lmc_lightning import MeasurementCallback
-from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.glassbox import seed_everything
 from lmc_lightning.recording import Measurement, Quantity

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lmc_lightning import CheckpointBranching, HessianSpectrum, InterpolationBarrier, MeasurementCallback, Sharpness
-from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.collective import Collective, ProcessGroup
 from lmc_lightning.core.glassbox import seed_everything
 from lmc_lightning.core.objective import Objective

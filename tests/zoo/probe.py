@@ -3,8 +3,9 @@
 import torch
 
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.bridge import replacements, step_function
-from lmc_lightning.callbacks.visits import Visit
+from lmc_lightning.callbacks.bridge.objectives import replacements
+from lmc_lightning.callbacks.bridge.step import step_function
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.objective import Objective, SecondOrder
 from lmc_lightning.core.selfcheck import self_check
 from lmc_lightning.recording import Measurement, Quantity

@@ -1,0 +1,1 @@
+"""The same numbers without a trainer, and a part of a run once more."""

@@ -1,0 +1,1 @@
+"""Two states of a network compared: which, by what, and what is logged of it."""

@@ -1,0 +1,215 @@
+"""Two states of a network compared: those of a family, or the run with a reference."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from lmc_lightning.branching.averaging import averaging
+from lmc_lightning.branching.lineage import Family
+from lmc_lightning.callbacks.base import MeasurementCallback
+from lmc_lightning.callbacks.bridge.guards import check_listed
+from lmc_lightning.callbacks.bridge.objectives import collective_of
+from lmc_lightning.callbacks.bridge.probe_set import ProbeSet, Split
+from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
+from lmc_lightning.callbacks.pairs.pair import PAIR_KINDS, Pair, PairKind, Work, pairs_of, work_on
+from lmc_lightning.callbacks.pairs.reference import Reference, check_reference, state_of_module
+from lmc_lightning.callbacks.visits.common import Common, Unpack
+from lmc_lightning.callbacks.visits.memory import Meter
+from lmc_lightning.callbacks.visits.visit import NO_DERIVATIVES, Visit
+from lmc_lightning.core.glassbox import glass_box
+from lmc_lightning.core.objective import Objective
+from lmc_lightning.landscape.paths.line import Endpoint, endpoint_of
+from lmc_lightning.recording import Measurement
+from lmc_lightning.schedule import Axis
+from lmc_lightning.types import Progress
+
+
+class StatePairs(MeasurementCallback):
+    """Compares two states of a network.
+
+    Beside :class:`CheckpointBranching`, the children of each branch point with the trunk or with each other at common
+    later epochs, when all have been trained; without it, the run with ``reference``. Leaves say by what a pair is
+    compared (:meth:`_comparison`), what is recorded of it (:meth:`_result`) and what is made of a whole family
+    (:meth:`_finish`).
+
+    Args:
+        reference: ``"initial"``, ``"previous"`` (the last visit), ``"average"`` (of the weights, by one of Lightning's
+            averaging callbacks) or the path of a checkpoint; only without branching.
+        pairs: ``"trunk"``: each child with the trunk; ``"siblings"``: the children of a branch point with each other.
+        **common: see :class:`MeasurementCallback`.
+    """
+
+    offline: str
+    """The function that does the same for two modules without a run."""
+
+    def __init__(
+        self, *, reference: str | None = None, pairs: Sequence[PairKind] = ("trunk",), **common: Unpack[Common]
+    ) -> None:
+        super().__init__(**common)
+        check_listed("pairs", pairs, PAIR_KINDS)
+        self.reference, self.pairs = reference, tuple(pairs)
+        self._reference = Reference(reference)
+
+    @abstractmethod
+    def _comparison(
+        self,
+        module: nn.Module,
+        trainer: Any,
+        objectives: Mapping[Split, Objective] | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """By what pairs are compared, on the probe sets that there are; ``objectives`` are those of a visit."""
+
+    @abstractmethod
+    def _result(self, pairing: Any, label: str, step: int, names: tuple[str, str]) -> Measurement:
+        """What is recorded of a pair under a label."""
+
+    @abstractmethod
+    def _is_known(self, label: str, step: int) -> bool:
+        """Whether a pair has been compared."""
+
+    def _starting(self, comparison: Any, start: Endpoint | None) -> Any:
+        """The comparison, where it has to do with the start of the run."""
+        return comparison
+
+    def _start_of(self, family: Family, comparison: Any) -> Endpoint | None:
+        """Where the trunk started, if those weights were kept."""
+        known = 0 in family.trunk.epochs
+        return endpoint_of(comparison.states.objective, family.state(family.trunk, 0)) if known else None
+
+    def _finish(self, family: Family, trainer: Any) -> None:
+        """Make something of all pairs."""
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check that there is something to compare with.
+
+        Raises:
+            ValueError: no reference without branching, or one beside it; steps for later epochs beside it.
+        """
+        if stage == "fit":
+            branching = any(isinstance(c, CheckpointBranching) for c in trainer.callbacks)
+            check_reference(self.reference, self.schedule, branching, averaging(trainer.callbacks), type(self).__name__)
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Keep the reference.
+
+        Raises:
+            ValueError: the checkpoint to compare with is of another architecture.
+        """
+        self._reference.begin(pl_module, trainer.global_step, self.parameters)
+        if self.reference == "initial" and self._reference.step:
+            steps = self._reference.step
+            self._recorder.warn_once(f"The start is not known; 'initial' is after {steps} steps.")
+        super().on_train_start(trainer, pl_module)
+
+    def is_due(self, axis: Axis, count: int) -> bool:
+        """Whether to compare the run with its reference; children are compared when all are done."""
+        if self.reference is None or (self.reference == "average" and not count):
+            return False
+        return super().is_due(axis, count)
+
+    # -- against a reference -----------------------------------------------------------------------------------------
+
+    def measure(self, visit: Visit) -> Measurement:
+        """The reference (first) compared with the state of this visit (second)."""
+        reference, state, measurement = self._reference, state_of_module(visit.module), Measurement(())
+        if self.reference == "average":
+            reference.take_average(visit.step, self._step, visit.trainer, visit.module)
+        evidence = {"reference": self.reference, "reference_step": reference.step, **NO_DERIVATIVES}
+        evidence |= {"num_averaged": reference.count} if reference.count else {}
+        if reference.state is not None:
+            comparison = self._comparison(visit.module, visit.trainer, visit.objectives, visit.progress)
+            ends = [endpoint_of(comparison.states.objective, s) for s in (reference.state, state)]
+            comparison = self._starting(comparison, ends[0] if self.reference == "initial" else None)
+            names = (str(self.reference), f"step {visit.step}")
+            measurement = self._result(comparison.between(*ends), reference.label, visit.step, names)
+        if self.reference == "previous":
+            reference.take(state, visit.step)
+        return replace(measurement, evidence=evidence)
+
+    # -- against children --------------------------------------------------------------------------------------------
+
+    def measure_family(self, family: Family, trainer: Any, pl_module: Any) -> None:
+        """Compare the pairs of a family at the scheduled later epochs that they share; a further call adds more."""
+        started = self.clock()
+        self._recorder.drop_failures()
+        with self._recorded(self.kind, self._step, family.end.epoch), collective_of(trainer).agreed():
+            with glass_box():
+                comparison = self._comparison(pl_module, trainer)
+                comparison = self._starting(comparison, self._start_of(family, comparison))
+            pairs = [pair for pair in pairs_of(family, self.pairs) if self._is_complete(pair)]
+            for work in work_on(family, pairs, comparison, self._is_wanted):
+                self._do(work, comparison, trainer)
+            self._finish(family, trainer)
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.save()
+        for error in self._recorder.errors:
+            self._recorder.warn_once(error)
+        self.seconds += self.clock() - started
+
+    def _is_complete(self, pair: Pair) -> bool:
+        child = pair.second
+        if pair.kind == "trunk" and child.status != "completed":
+            reason = f"{child.name} is {child.status}: {child.reason}"
+            self._lose(f"{self.kind}/{pair.label}", reason, child.branch_step or 0, child.k1 or 0)
+        return child.status == "completed"
+
+    def _is_wanted(self, pair: Pair, epoch: int) -> bool:
+        step = pair.second.epochs[epoch]
+        at_branch = step == pair.second.branch_step  # where siblings are one network
+        due = pair.kind == "trunk" if at_branch else self.schedule.is_due("epoch", epoch)
+        return due and not self._is_known(pair.label, step)
+
+    def _do(self, work: Work, comparison: Any, trainer: Any) -> None:
+        loggers = trainer.loggers if trainer.is_global_zero else ()
+        with self._recorded(f"{self.kind}/{work.label}", work.step, work.epoch), collective_of(trainer).agreed():
+            with glass_box(), Meter(trainer.strategy.root_device, self.clock) as meter:
+                pairing = work.measure()
+            names = (work.lineage["parent"], work.lineage["run"])
+            measurement = self._result(pairing, work.label, work.step, names)
+            evidence = {**work.lineage, "later_epoch": work.epoch, **NO_DERIVATIVES, **meter.evidence}
+            shared = getattr(comparison, "shared", {})
+            measurement = replace(measurement, evidence={**shared, **evidence})
+            self._recorder.add(measurement, step=work.step, epoch=work.epoch, loggers=loggers)
+
+    def _sets(self, trainer: Any) -> dict[Split, ProbeSet]:
+        """The probe sets that there are.
+
+        Raises:
+            RuntimeError: not even one of training examples.
+        """
+        sets = self._probe_sets(trainer, final=True)
+        if sets is None:
+            raise RuntimeError("There is no training probe set: the run ended before a batch was seen.")
+        return sets
+
+    @contextmanager
+    def _recorded(self, name: str, step: int, epoch: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            self._lose(name, f"{type(error).__name__}: {error}", step, epoch)
+
+    def _lose(self, name: str, reason: str, step: int, epoch: int) -> None:
+        self._recorder.add_failure(reason, step=step, epoch=epoch, name=name)
+        self._recorder.warn_once(reason, f"{name} at step {step} failed: {reason}")
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The records, and the weights that later visits are compared with."""
+        return super().state_dict() | self._reference.saved()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the records of a checkpoint, against the same reference."""
+        super().load_state_dict(state_dict)
+        self._reference.load(state_dict)

@@ -1,0 +1,1 @@
+"""The weights that runs have passed through: kept, collected, drawn."""
