@@ -141,6 +141,18 @@ def small_conv() -> nn.Module:
     )
 
 
+def upsampling() -> nn.Module:
+    """A decoder of transposed convolutions, one of them in groups."""
+    return nn.Sequential(
+        nn.ConvTranspose2d(2, 4, 2, stride=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 6, 2, groups=2),
+        nn.ReLU(),
+        nn.Conv2d(6, 2, 3),
+        nn.Flatten(),
+    )
+
+
 CASES = {
     "mlp": Case(lambda: MLP((6, 5), batch_norm=True, in_features=4, out_features=3), (2, 2), ((6, 1), (5, 1))),
     "lenet": Case(LeNet5, (1, 28, 28), ((6, 1), (16, 1), (120, 1), (84, 1))),
@@ -156,6 +168,7 @@ CASES = {
         (2, 5, 5),
         ((2, 1), (3, 2)),
     ),
+    "upsampling": Case(upsampling, (2, 3, 3), ((2, 1), (2, 2), (3, 1))),
     "shortcut": Case(Shortcut, (2, 6, 6), ((3, 1), (3, 1))),
     "recurrent": Case(Recurrent, (4, 4), ((5, 1),)),
 }

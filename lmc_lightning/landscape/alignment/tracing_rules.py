@@ -78,15 +78,6 @@ def _reduction(call: Call) -> None:
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
-def _linear(call: Call) -> None:
-    *batch, inner = call.axes(call["input"])
-    outer, contracted = call.axes(call["weight"])
-    unify(inner, contracted)
-    if call["bias"] is not None:
-        unify(outer, call.axes(call["bias"])[0])
-    call.gives([*batch, outer])
-
-
 def _matmul(one: str, other: str, added: str | None = None) -> Rule:
     def rule(call: Call) -> None:
         left, right = call.axes(call[one]), call.axes(call[other])
@@ -118,24 +109,6 @@ def _convolution(call: Call) -> None:
         unify(outer, call.axes(call["bias"])[0])
     freeze(product([*space, *kernel]), "space")
     call.gives([batch, outer, *(Channels(n, "space") for n in call.result.shape[2:])])
-
-
-def _attention(call: Call) -> None:
-    """softmax(QKᵀ)V with axes (batch, heads, length, width)."""
-    query, key, value = (call.axes(call[name]) for name in ("query", "key", "value"))
-    unify(query[-1], key[-1])
-    unify(key[-2], value[-2])
-    unify(key[1], value[1])
-    unify(query[0], key[0])
-    unify(key[0], value[0])
-    unify(query[1], product([key[1], Channels(query[1].size // key[1].size)]))
-    mask = call["attn_mask"] if call["attn_mask"] is not None else call["attn_bias"]
-    if mask is not None:
-        met([[*query[:3], key[-2]], call.axes(mask)], (*(axis.size for axis in query[:3]), key[-2].size))
-    first, *others = tensors_of([call.result])
-    call.gives([*query[:3], value[-1]], first)
-    for result in others:
-        call.gives_fixed(result)
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------
@@ -225,13 +198,7 @@ _BY_RULE: list[tuple[Rule, str]] = [
     (_spatial(3), "avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d adaptive_max_pool3d upsample_trilinear3d"),
 ]
 
-_ATTENTION = (
-    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-    "_scaled_dot_product_cudnn_attention _scaled_dot_product_efficient_attention "
-    "_scaled_dot_product_fused_attention_overrideable"
-)
 _PRODUCTS: list[tuple[Rule, str, tuple[str, ...]]] = [
-    (_linear, "linear", ("input", "weight")),
     (_matmul("self", "mat2"), "mm bmm", ("self", "mat2")),
     (_matmul("mat1", "mat2", "self"), "addmm _addmm_activation", ("mat1", "mat2")),
     (_matmul("batch1", "batch2", "self"), "baddbmm", ("batch1", "batch2")),
@@ -239,7 +206,6 @@ _PRODUCTS: list[tuple[Rule, str, tuple[str, ...]]] = [
     (_matmul("mat", "vec", "self"), "addmv", ("mat", "vec")),
     (_matmul("self", "tensor"), "dot", ("self", "tensor")),
     (_convolution, "convolution", ("input", "weight")),
-    (_attention, _ATTENTION, ("query", "key", "value")),
 ]
 
 RULES: dict[Any, Rule] = {

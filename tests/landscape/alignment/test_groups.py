@@ -224,3 +224,15 @@ def test_flattened_channels_move_as_blocks() -> None:
     weight = torch.arange(24.0).reshape(2, 12)
     moved = groups.reorder("2.weight", weight, {groups.groups[0].channels: torch.tensor([2, 0, 1])})
     assert torch.equal(moved, weight.reshape(2, 3, 4)[:, [2, 0, 1]].reshape(2, 12))
+
+
+def test_channels_that_become_space_move_only_with_all_of_a_pixel() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(2, 12, 1), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.Flatten())
+    module, batch = module.double(), normal(4, 2, 3, 3, seed=1)
+    groups = permutation_groups(module, batch)
+    assert sizes(groups) == ((3, 1),)
+    assert groups.dropped == dict.fromkeys(("0.weight[0]", "0.bias[0]"), "aten.pixel_shuffle")
+    other = permuted(module, groups, groups.random(generator(1)))
+    assert not torch.equal(other[0].weight, module[0].weight)
+    torch.testing.assert_close(outputs(other, batch), outputs(module, batch), rtol=0, atol=1e-10)
