@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS ?= 2
 
-.PHONY: demo test lint types unit docs wheel-test browser-test tour check-fresh clean
+.PHONY: demo test lint types unit coverage docs wheel-test browser-test tour check-fresh clean
 
 demo: .venv/.package
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python examples/quickstart.py
@@ -19,6 +19,10 @@ types: .venv/.test
 
 unit: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Lines and branches that the default tests run, those of their processes too.
+coverage: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
 
 # The documentation as a site, docs/_build/html/index.html, without a single warning.
 docs: .venv/.docs

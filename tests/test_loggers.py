@@ -208,8 +208,6 @@ def test_a_folder_in_which_the_callbacks_write_gets_nothing_twice(tmp_path: Path
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb", "ignore::DeprecationWarning:mlflow")
 def test_four_loggers_at_once_show_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
-    pytest.importorskip("mlflow")
     from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(tmp_path)}.items():

@@ -219,7 +219,8 @@ def test_the_budget_of_a_product_takes_the_place_of_that_of_the_objective() -> N
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of the peer and what it imports
 @pytest.mark.parametrize("build", [ConvNet, MLP])
 def test_products_agree_with_curvlinops(build: Callable[[], nn.Module]) -> None:
-    curvlinops = pytest.importorskip("curvlinops")
+    import curvlinops
+
     module, batches = build().eval(), split(images(), [64, 6])
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     slopes = torch.autograd.grad(cross_entropy(module, batches[0]), list(named.values()), allow_unused=True)
@@ -234,7 +235,8 @@ def test_products_agree_with_curvlinops(build: Callable[[], nn.Module]) -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_gauss_newton_products_agree_with_curvlinops() -> None:
-    curvlinops = pytest.importorskip("curvlinops")
+    import curvlinops
+
     module, batches = MLP().eval(), split(images(), [64, 6])
     objective = Objective(module, batches, cross_entropy, chunk_size=16)
     peer = curvlinops.GGNLinearOperator(module, nn.CrossEntropyLoss(), list(module.parameters()), batches)

@@ -1,7 +1,6 @@
 """Linear CKA against dense oracles, its invariances, and what it says of independent data."""
 
-import importlib.util
-
+import cka
 import pytest
 import torch
 from torch import Tensor
@@ -130,10 +129,7 @@ def test_examples_must_be_the_same() -> None:
         similarity(of_a, of_b)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("cka") is None, reason="pytorch-cka is not installed")
 def test_pytorch_cka_says_the_same() -> None:
-    import cka
-
     x, y = features(6, 10), features(90, 20)
     theirs = cka.cka_from_features([x, y], [y, x, features(7, 40)])
     of_a, of_b = ({str(i): Representation.of(f) for i, f in enumerate(of)} for of in ([x, y], [y, x, features(7, 40)]))
