@@ -125,6 +125,8 @@ IN_ORDER = {
         "surface",
         "trajectory",
     ),
+    "branching": ("family", "forks", "traces", "children"),
+    "experiments": ("plans", "work", "results"),
     "callbacks": ("bridge", "visits", "spectrum", "surface", "trajectory", "pairs", "offline"),
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lmc_lightning.branching import internals
-from lmc_lightning.branching.plan import Plan, When
+from lmc_lightning.branching.family.plan import Plan, When
 
 
 def reachable(plan: Plan, trainer: Any) -> Plan:

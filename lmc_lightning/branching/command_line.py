@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmc_lightning.branching.elsewhere import finish_family, train_from_snapshot
-from lmc_lightning.branching.plan import Noise
+from lmc_lightning.branching.family.plan import Noise
 
 DESCRIPTION = """Train children of a family in this process. FOLDER is a family: its unfinished children are trained;
 or a snapshot: one child is. Finished children, and those that another process is training, are left alone. The module,

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmc_lightning.branching.children import Children
-from lmc_lightning.branching.claims import is_claimed
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Fork, Position
-from lmc_lightning.branching.plan import Noise, Point, child_of, noise_of
-from lmc_lightning.branching.portable import BLUEPRINT, load_blueprint
+from lmc_lightning.branching.children.portable import BLUEPRINT, load_blueprint
+from lmc_lightning.branching.children.training import Children
+from lmc_lightning.branching.family.claims import is_claimed
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Fork, Position
+from lmc_lightning.branching.family.plan import Noise, Point, child_of, noise_of
 
 
 def finish_family(folder: Path, only: Sequence[str] | None = None) -> Family:

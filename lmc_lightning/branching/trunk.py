@@ -9,21 +9,21 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lmc_lightning.branching.averaging import LiveWeights, averaging
 from lmc_lightning.branching.checks import check_processes, local, reachable, refuse_persistent_workers
-from lmc_lightning.branching.children import Children, cut
-from lmc_lightning.branching.claims import claimed, is_claimed
-from lmc_lightning.branching.evidence import DIGESTED_BATCHES, Evidence, chained, judge
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Fork, Node, Position, Status
-from lmc_lightning.branching.plan import Plan, Point, When, noise_of
-from lmc_lightning.branching.portable import BLUEPRINT, save_blueprint
-from lmc_lightning.branching.processes import processes_of
-from lmc_lightning.branching.snapshot import NoiseWatch, position, take_fork
-from lmc_lightning.branching.spawn import Blueprint
-from lmc_lightning.branching.start import start
-from lmc_lightning.branching.storage import disk_use, link_or_copy, num_kept, snapshot_bytes, weight_bytes
-from lmc_lightning.branching.streams import check_separable
+from lmc_lightning.branching.children.blueprint import Blueprint
+from lmc_lightning.branching.children.portable import BLUEPRINT, save_blueprint
+from lmc_lightning.branching.children.processes import processes_of
+from lmc_lightning.branching.children.training import Children, cut
+from lmc_lightning.branching.family.claims import claimed, is_claimed
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Fork, Node, Position, Status
+from lmc_lightning.branching.family.plan import Plan, Point, When, noise_of
+from lmc_lightning.branching.family.start import start
+from lmc_lightning.branching.family.storage import disk_use, link_or_copy, num_kept, snapshot_bytes, weight_bytes
+from lmc_lightning.branching.forks.snapshot import NoiseWatch, position, take_fork
+from lmc_lightning.branching.forks.streams import check_separable
+from lmc_lightning.branching.traces.averaging import LiveWeights, averaging
+from lmc_lightning.branching.traces.evidence import DIGESTED_BATCHES, Evidence, chained, judge
 from lmc_lightning.core.glassbox import preserved_rng
 from lmc_lightning.core.structure import tensors_in
 

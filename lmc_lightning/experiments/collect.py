@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lmc_lightning.core.files import write_atomic
-from lmc_lightning.experiments.tasks import Outcome, cell_folder, outcome_of
+from lmc_lightning.experiments.work.tasks import Outcome, cell_folder, outcome_of
 
 OWN = ("task", "kind", "cell", "second_cell", "child", "task_status", "seconds", "device")
 """Columns of a task, before those of its hyper-parameters."""

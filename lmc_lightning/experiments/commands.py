@@ -24,7 +24,7 @@ def fit(arguments: Sequence[str]) -> int:
     import lightning.pytorch as pl
     from lightning.pytorch.cli import LightningCLI
 
-    from lmc_lightning.experiments.classes import import_ours
+    from lmc_lightning.experiments.plans.classes import import_ours
 
     import_ours()
     LightningCLI(
@@ -43,7 +43,7 @@ def _run(config: Path) -> Any:
     """Model and data of a saved configuration."""
     import yaml
 
-    from lmc_lightning.experiments.build import build
+    from lmc_lightning.experiments.plans.build import build
 
     content = yaml.safe_load(config.read_text())
     content = content.get("fit", content)
@@ -54,7 +54,7 @@ def _run(config: Path) -> Any:
 
 
 def _batches(objects: Any, split: str, num_examples: int) -> Iterable[Any]:
-    from lmc_lightning.experiments.measures import Trained
+    from lmc_lightning.experiments.work.measures import Trained
 
     batches: Iterable[Any] = Trained(objects.model, objects.datamodule).batches(split, num_examples)
     return batches
@@ -159,12 +159,12 @@ def sweep(
     emit: str | None,
 ) -> int:
     """The number of tasks that are not completed afterwards, at most 1."""
-    from lmc_lightning.experiments import executors
-    from lmc_lightning.experiments.hparams import write_hparams
-    from lmc_lightning.experiments.slurm import slurm_script
-    from lmc_lightning.experiments.study import Study
-    from lmc_lightning.experiments.sweep import describe, forecast, sample
-    from lmc_lightning.experiments.tasks import Outcome, tasks_of
+    from lmc_lightning.experiments.plans.study import Study
+    from lmc_lightning.experiments.results.hparams import write_hparams
+    from lmc_lightning.experiments.work import executors
+    from lmc_lightning.experiments.work.forecast import describe, forecast, sample
+    from lmc_lightning.experiments.work.slurm import slurm_script
+    from lmc_lightning.experiments.work.tasks import Outcome, tasks_of
 
     study = Study.load(plan, variants)
     tasks, folder = tasks_of(study), folder or Path("studies") / study.name
@@ -200,7 +200,7 @@ def collect(folders: Sequence[Path], output: Path, runs: bool, epochs: Sequence[
     """The table of one study or of several, under one another; TensorBoard hears of their hyper-parameters."""
     from lmc_lightning.experiments.collect import collect as of_study
     from lmc_lightning.experiments.collect import runs as by_run
-    from lmc_lightning.experiments.hparams import write_hparams
+    from lmc_lightning.experiments.results.hparams import write_hparams
 
     tables = [of_study(folder) for folder in folders]
     for folder, table in zip(folders, tables, strict=True):
@@ -223,7 +223,7 @@ def _give(table: pd.DataFrame, output: Path | None) -> int:
 
 def report(folder: Path, output: Path) -> int:
     """A page that needs no server."""
-    from lmc_lightning.experiments.report import report as write_report
+    from lmc_lightning.experiments.results.report import report as write_report
 
     tell(write_report(folder, output))
     return 0

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
 from torch import nn
 
-from lmc_lightning.branching.averaging import average_of
+from lmc_lightning.branching.traces.averaging import average_of
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
 from tests.branching import runs

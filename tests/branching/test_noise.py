@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from lmc_lightning.branching.noise import noise_state, reachable, renew_noise, set_noise_state
+from lmc_lightning.branching.forks.noise import noise_state, reachable, renew_noise, set_noise_state
 
 
 class Box:

@@ -15,8 +15,8 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Node
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Node
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.core.glassbox import rng_state, seed_everything
 from lmc_lightning.schedule import Schedule

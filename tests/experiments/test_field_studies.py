@@ -10,9 +10,9 @@ import pytest
 import yaml
 from lightning.pytorch import Callback
 
-from lmc_lightning.experiments.build import build
-from lmc_lightning.experiments.study import Cell, Study
-from lmc_lightning.experiments.tasks import tasks_of
+from lmc_lightning.experiments.plans.build import build
+from lmc_lightning.experiments.plans.study import Cell, Study
+from lmc_lightning.experiments.work.tasks import tasks_of
 from tests.experiments.studies import PLAN
 
 STUDIES = Path(__file__).parents[2] / "examples" / "studies"

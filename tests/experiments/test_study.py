@@ -2,8 +2,8 @@
 
 import pytest
 
-from lmc_lightning.experiments.study import Study, with_overrides
-from lmc_lightning.experiments.tasks import tasks_of
+from lmc_lightning.experiments.plans.study import Study, with_overrides
+from lmc_lightning.experiments.work.tasks import tasks_of
 from tests.experiments.studies import BASE, BRANCHED, PLAN, write_plan
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from lmc_lightning.branching.storage import in_words
-from lmc_lightning.experiments.tasks import Kind, Outcome, Task, cell_folder, outcome_of
+from lmc_lightning.branching.family.storage import in_words
+from lmc_lightning.experiments.work.tasks import Kind, Outcome, Task, cell_folder, outcome_of
 
 
 @dataclass(frozen=True)

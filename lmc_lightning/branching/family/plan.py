@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
-from lmc_lightning.branching.nodes import Axis, Choice, Node, Stream, label_of_point
+from lmc_lightning.branching.family.nodes import Axis, Choice, Node, Stream, label_of_point
 from lmc_lightning.core.random_vectors import derive_seed
 
 STREAMS: tuple[Stream, ...] = get_args(Stream)

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmc_lightning.experiments.tasks import Kind, Task
+from lmc_lightning.experiments.work.tasks import Kind, Task
 
 _HEAD = """#!/bin/bash
 # Submits the study {name}: {count} tasks, as job arrays that wait for each other. Run it on a login node.

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmc_lightning.branching.nodes import Fork, Node, Position
-from lmc_lightning.branching.storage import DamagedFileError, link_or_copy
+from lmc_lightning.branching.family.nodes import Fork, Node, Position
+from lmc_lightning.branching.family.storage import DamagedFileError, link_or_copy
 from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.structure import digest

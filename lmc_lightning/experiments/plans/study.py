@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lmc_lightning.experiments.classes import defaults, without_defaults
+from lmc_lightning.experiments.plans.classes import defaults, without_defaults
 
 Config = dict[str, Any]
 Overrides = dict[str, Any]

@@ -10,18 +10,18 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lmc_lightning.branching.child import Child
-from lmc_lightning.branching.claims import claimed
-from lmc_lightning.branching.evidence import judge
-from lmc_lightning.branching.isolation import isolated
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Fork, Node, Position
-from lmc_lightning.branching.noise import noise_state, set_noise_state
-from lmc_lightning.branching.plan import Intervention
-from lmc_lightning.branching.processes import LostProcessError, Meeting
-from lmc_lightning.branching.replay import Replay
-from lmc_lightning.branching.spawn import Blueprint, remove_curves
-from lmc_lightning.branching.storage import verify
+from lmc_lightning.branching.children.blueprint import Blueprint, remove_curves
+from lmc_lightning.branching.children.child import Child
+from lmc_lightning.branching.children.isolation import isolated
+from lmc_lightning.branching.children.processes import LostProcessError, Meeting
+from lmc_lightning.branching.family.claims import claimed
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Fork, Node, Position
+from lmc_lightning.branching.family.plan import Intervention
+from lmc_lightning.branching.family.storage import verify
+from lmc_lightning.branching.forks.noise import noise_state, set_noise_state
+from lmc_lightning.branching.forks.replay import Replay
+from lmc_lightning.branching.traces.evidence import judge
 
 
 class Children:

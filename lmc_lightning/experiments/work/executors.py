@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmc_lightning.experiments.study import Study
-from lmc_lightning.experiments.tasks import Outcome, Task, run_task
+from lmc_lightning.experiments.plans.study import Study
+from lmc_lightning.experiments.work.tasks import Outcome, Task, run_task
 
 Told = Callable[[Outcome], None]
 

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
-from lmc_lightning.experiments.classes import import_ours
-from lmc_lightning.experiments.study import Config
+from lmc_lightning.experiments.plans.classes import import_ours
+from lmc_lightning.experiments.plans.study import Config
 
 LAST = "last.ckpt"
 """Of an unfinished run, in its folder."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lmc_lightning.branching import internals
-from lmc_lightning.branching.plan import Intervention
+from lmc_lightning.branching.family.plan import Intervention
 from lmc_lightning.core.shadow import copy_module
 from lmc_lightning.core.structure import walk
 

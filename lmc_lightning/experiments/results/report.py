@@ -9,14 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from lmc_lightning.branching.lineage import versions
+from lmc_lightning.branching.family.lineage import versions
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.experiments.collect import hyperparameters, runs
-from lmc_lightning.experiments.definitions import definitions
-from lmc_lightning.experiments.figures import draw_study
-from lmc_lightning.experiments.page import Section, details, image, note, page, preformatted, relief, table
-from lmc_lightning.experiments.settings import Summary, setting_table
-from lmc_lightning.experiments.tasks import Outcome, cell_folder, outcome_of
+from lmc_lightning.experiments.results.definitions import definitions
+from lmc_lightning.experiments.results.figures import draw_study
+from lmc_lightning.experiments.results.page import Section, details, image, note, page, preformatted, relief, table
+from lmc_lightning.experiments.results.settings import Summary, setting_table
+from lmc_lightning.experiments.work.tasks import Outcome, cell_folder, outcome_of
 from lmc_lightning.landscape.surface.slices import load_surface
 from lmc_lightning.plotting.interactive import interactive_relief, plotly_program
 from lmc_lightning.recording import NOT_MADE

@@ -18,15 +18,15 @@ import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lmc_lightning.branching.claims import claimed
+from lmc_lightning.branching.children.isolation import isolated
 from lmc_lightning.branching.elsewhere import finish_family
-from lmc_lightning.branching.isolation import isolated
-from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.family.claims import claimed
+from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.core.files import write_atomic
-from lmc_lightning.experiments.build import LAST, ResumableNoise, build
-from lmc_lightning.experiments.measures import IN_FILES, MEASURES, Trained, measured, trained
-from lmc_lightning.experiments.study import Cell, Study
+from lmc_lightning.experiments.plans.build import LAST, ResumableNoise, build
+from lmc_lightning.experiments.plans.study import Cell, Study
+from lmc_lightning.experiments.work.measures import IN_FILES, MEASURES, Trained, measured, trained
 from lmc_lightning.recording import plain
 from lmc_lightning.summary import failed
 

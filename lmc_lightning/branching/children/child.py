@@ -7,13 +7,13 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from lmc_lightning.branching import internals
-from lmc_lightning.branching.averaging import LiveWeights
-from lmc_lightning.branching.curves import Curves
-from lmc_lightning.branching.evidence import DIGESTED_BATCHES, Evidence, chained
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Fork, Node, Position
-from lmc_lightning.branching.plan import Intervention
-from lmc_lightning.branching.replay import Replay, restore_again, restore_optimizers
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Fork, Node, Position
+from lmc_lightning.branching.family.plan import Intervention
+from lmc_lightning.branching.forks.replay import Replay, restore_again, restore_optimizers
+from lmc_lightning.branching.traces.averaging import LiveWeights
+from lmc_lightning.branching.traces.curves import Curves
+from lmc_lightning.branching.traces.evidence import DIGESTED_BATCHES, Evidence, chained
 from lmc_lightning.core.structure import tensors_in
 
 
