@@ -23,8 +23,8 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
+from lmc_lightning.branching.__main__ import main
 from lmc_lightning.branching.children.overrides import Change, Override
-from lmc_lightning.branching.command_line import main
 from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from lmc_lightning.branching.__main__ import main
 from lmc_lightning.branching.children.portable import load_blueprint
-from lmc_lightning.branching.command_line import main
 from lmc_lightning.branching.family.claims import claimed, is_claimed
 from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.branching.family.storage import DamagedFileError
