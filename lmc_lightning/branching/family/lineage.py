@@ -145,6 +145,18 @@ class Family:
             raise KeyError(f"Expected one of {', '.join(nodes)}, got {name!r}.")
         return nodes[name]
 
+    def unfinished(self, end: Position | None) -> list[Node]:
+        """The children that have a snapshot to start from and are not at ``end``; None: not at an end of their own."""
+        ready = [child for child in self.children if child.label in self.forks]
+        if end is None:
+            return [child for child in ready if child.status != "completed"]
+        return [
+            child
+            for child in ready
+            if self.forks[child.label].position.batches < end.batches
+            and (child.status != "completed" or (child.reason is None and child.end_step != end.step))
+        ]
+
     def wants(self, epoch: int) -> bool:
         """Whether the plan is to keep weights after ``epoch`` epochs."""
         schedules = self.configuration.get("keep", ())

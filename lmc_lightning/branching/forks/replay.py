@@ -30,7 +30,7 @@ class Replay:
         ValueError: the noise is of another version.
     """
 
-    def __init__(self, noise: dict[str, Any], node: Node, rank: int = 0) -> None:
+    def __init__(self, noise: dict[str, Any], node: Node, rank: int) -> None:
         if noise["version"] != NOISE_VERSION:
             raise ValueError(f"The snapshot has version {noise['version']}, this package reads {NOISE_VERSION}.")
         self._noise, self._node = noise, node

@@ -14,8 +14,8 @@ from lmc_lightning.branching.children.isolation import isolated
 from lmc_lightning.branching.children.portable import BLUEPRINT, load_blueprint
 from lmc_lightning.branching.children.training import Children
 from lmc_lightning.branching.family.lineage import Family
-from lmc_lightning.branching.family.nodes import Node
-from lmc_lightning.branching.family.plan import Point, child_of
+from lmc_lightning.branching.family.nodes import Node, Point
+from lmc_lightning.branching.family.plan import child_of
 from lmc_lightning.branching.internals import end_now
 from lmc_lightning.branching.traces.curves import TRAIN_LOSS, read_curves
 from lmc_lightning.branching.traces.evidence import DIGESTED_BATCHES, judge
