@@ -269,7 +269,7 @@ def write_json(path: Path, content: Any) -> None:
 def versions() -> dict[str, str]:
     """Of what a run depends on."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("lmc-lightning", "lightning", "pytorch-lightning"):
+    for package in ("lmc-lightning", "lightning", "pytorch-lightning", "numpy"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
