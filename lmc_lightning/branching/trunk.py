@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lmc_lightning.branching.checks import check_processes, local, reachable, refuse_persistent_workers
+from lmc_lightning.branching.checks import check_processes, local, refuse_persistent_workers, within_reach
 from lmc_lightning.branching.children.blueprint import Blueprint
 from lmc_lightning.branching.children.portable import BLUEPRINT, save_blueprint
 from lmc_lightning.branching.children.processes import processes_of
@@ -45,7 +45,7 @@ class Trunk:
 
     def __init__(self, trainer: Any, pl_module: Any, owner: Any, place: int, saving: Callable[[], Any]) -> None:
         self.trainer, self.module = trainer, pl_module
-        self.plan: Plan = reachable(owner.plan, trainer)
+        self.plan: Plan = within_reach(owner.plan, trainer)
         self._when: When = owner.when
         self._saving = saving
         log_dir = trainer.log_dir  # a broadcast: on every rank
