@@ -216,7 +216,7 @@ class Family:
             if isinstance(value, Tensor)
         }
         found = digest(state)
-        if node.is_branch_point(epoch) and found == self.trunk.state_digests.get(epoch):
+        if epoch == node.k1 and found == self.trunk.state_digests.get(epoch):
             self.keep_trunks(node, epoch)
         else:
             write_atomic(self.weights_path(node, epoch), lambda file: torch.save(state, file))

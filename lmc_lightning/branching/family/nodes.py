@@ -134,10 +134,6 @@ class Node:
         """Whether it is to repeat the trunk."""
         return self.noise_seed is None and self.intervention is None
 
-    def is_branch_point(self, epoch: int) -> bool:
-        """Whether it left the trunk when ``epoch`` epochs were completed."""
-        return epoch == self.k1
-
     def is_own(self, *streams: Stream) -> bool:
         """Whether its noise of any of these streams is not the trunk's."""
         return any(self.noise.get(stream) == "fresh" for stream in streams)

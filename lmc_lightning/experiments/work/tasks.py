@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lmc_lightning.branching.children.isolation import isolated
 from lmc_lightning.branching.elsewhere import finish_family
 from lmc_lightning.branching.family.claims import claimed
-from lmc_lightning.branching.family.lineage import Family, versions
+from lmc_lightning.branching.family.lineage import Family, versions, write_json
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.experiments.plans.build import LAST, ResumableNoise, build
@@ -123,8 +123,7 @@ def run_task(study: Study, task: Task, folder: Path) -> Outcome:
         if not ours:
             return Outcome(status="running", reason="by another process", **common)
         outcome = _run(study, task, folder, common)
-        content = json.dumps(plain(asdict(outcome)), indent=1).encode()
-        write_atomic(record_path(folder, task.id), lambda file: file.write(content))
+        write_json(record_path(folder, task.id), plain(asdict(outcome)))
     return outcome
 
 
