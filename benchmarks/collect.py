@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from lmc_lightning.experiments.collect import collect, runs, write_table
-from lmc_lightning.experiments.tasks import cell_folder, record_path
+from lmc_lightning.experiments.work.tasks import cell_folder, record_path
 
 VERSIONS = {"torch": "2.14.1", "lightning": "2.6.6"}
 

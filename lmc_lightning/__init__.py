@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmc_lightning.branching.lineage import Family
+    from lmc_lightning.branching.family.lineage import Family
     from lmc_lightning.callbacks.base import MeasurementCallback
     from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
     from lmc_lightning.callbacks.defaults import default_callbacks
@@ -47,7 +47,7 @@ _HOMES = {
     "CheckpointBranching": "callbacks.checkpoint_branching",
     "CurveTraining": "landscape.paths.curves",
     "EdgeOfStability": "callbacks.edge_of_stability",
-    "Family": "branching.lineage",
+    "Family": "branching.family.lineage",
     "HessianSpectrum": "callbacks.hessian_spectrum",
     "InterpolationBarrier": "callbacks.interpolation_barrier",
     "Langevin": "landscape.volume.llc",

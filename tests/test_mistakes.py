@@ -21,8 +21,8 @@ from lmc_lightning import (
     interpolation_barrier,
     measure,
 )
-from lmc_lightning.experiments.executors import run_on_ray
-from lmc_lightning.experiments.study import Study
+from lmc_lightning.experiments.plans.study import Study
+from lmc_lightning.experiments.work.executors import run_on_ray
 from tests.callbacks.runs import Classifier, batches, cross_entropy, fit, loader
 
 

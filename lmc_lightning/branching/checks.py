@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from lmc_lightning.branching import internals
-from lmc_lightning.branching.plan import Plan, When
+from lmc_lightning.branching.family.plan import Plan, When
 
 
-def reachable(plan: Plan, trainer: Any) -> Plan:
+def within_reach(plan: Plan, trainer: Any) -> Plan:
     """The plan, less what a ``fast_dev_run`` cannot reach.
 
     Raises:

@@ -4,13 +4,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from lmc_lightning.branching.children import Children
-from lmc_lightning.branching.claims import is_claimed
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Fork, Position
-from lmc_lightning.branching.plan import Noise, Point, child_of, noise_of
-from lmc_lightning.branching.portable import BLUEPRINT, load_blueprint
+from lmc_lightning.branching.children.portable import BLUEPRINT, load_blueprint
+from lmc_lightning.branching.children.training import Children
+from lmc_lightning.branching.family.claims import is_claimed
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Fork, Node, Point, Position
+from lmc_lightning.branching.family.plan import Noise, child_of, noise_of
 
 
 def finish_family(folder: Path, only: Sequence[str] | None = None) -> Family:
@@ -30,12 +31,8 @@ def finish_family(folder: Path, only: Sequence[str] | None = None) -> Family:
     """
     family = Family.load(folder)
     _refuse_several(family.configuration, folder)
-    end = _end_of(family)
-    branches = folder / family.configuration["branches"]
-    children = Children(family, load_blueprint(folder / BLUEPRINT), branches, roots={}, silent=_quiet())
-    chosen = [child for child in children.unfinished(end) if only is None or child.name in only]
-    children.run(chosen, end)
-    _merge(family, trunk_lives=end is None)
+    left = family.unfinished(_end_of(family))
+    _train(family, [child for child in left if only is None or child.name in only], folder)
     return family
 
 
@@ -67,20 +64,27 @@ def train_from_snapshot(
     else:
         family = _family_of_one(folder, output or folder / "children", fork, about)
     suffix = f"child_seed{noise_seed}" if "fresh" in noise_of(noise).values() else "child_same"
-    node = child_of(Point.of(about["label"]), suffix, noise, noise_seed)
-    known = {child.name: child for child in family.children}
-    node = known.setdefault(node.name, node)
-    if node not in family.children:
+    planned = child_of(Point.of(about["label"]), suffix, noise, noise_seed)
+    node = next((child for child in family.children if child.name == planned.name), planned)
+    if node is planned:
         family.children.append(node)
-    end = _end_of(family)
-    branches = family.folder / family.configuration["branches"]
-    children = Children(family, load_blueprint(folder / BLUEPRINT), branches, roots={}, silent=_quiet())
-    children.run([node] if node.status != "completed" else [], end)
-    _merge(family, trunk_lives=end is None and family.trunk.status == "running")
+    _train(family, [node] if node.status != "completed" else [], folder)
     return family, node.name
 
 
-def _refuse_several(configuration: dict, folder: Path) -> None:  # type: ignore[type-arg]
+def _train(family: Family, children: Sequence[Node], folder: Path) -> None:
+    """Train children by the blueprint in a folder; put together what processes have written, unless the trunk does."""
+    end = _end_of(family)
+    branches = family.folder / family.configuration["branches"]
+    # Without a terminal a progress bar fills a log.
+    silent = not sys.stderr.isatty()
+    Children(family, load_blueprint(folder / BLUEPRINT), branches, roots={}, silent=silent).run(children, end)
+    family.refresh()
+    if end is not None or family.trunk.status == "missing":
+        family.save()
+
+
+def _refuse_several(configuration: dict[str, Any], folder: Path) -> None:
     processes = configuration.get("processes", 1)
     if processes > 1:
         raise ValueError(
@@ -90,22 +94,17 @@ def _refuse_several(configuration: dict, folder: Path) -> None:  # type: ignore[
         )
 
 
-def _quiet() -> bool:
-    """Without a terminal, where a progress bar fills a log."""
-    return not sys.stderr.isatty()
-
-
-def _about(folder: Path) -> dict:  # type: ignore[type-arg]
+def _about(folder: Path) -> dict[str, Any]:
     path = folder / "snapshot.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"Expected the folder of a family (with lineage.json) or of a snapshot (with snapshot.json), got {folder}."
         )
-    about: dict = json.loads(path.read_text())  # type: ignore[type-arg]
+    about: dict[str, Any] = json.loads(path.read_text())
     return about
 
 
-def _family_of_one(folder: Path, output: Path, fork: Fork, about: dict) -> Family:  # type: ignore[type-arg]
+def _family_of_one(folder: Path, output: Path, fork: Fork, about: dict[str, Any]) -> Family:
     if (output / "lineage.json").is_file():
         family = Family.load(output)
     else:
@@ -121,10 +120,3 @@ def _family_of_one(folder: Path, output: Path, fork: Fork, about: dict) -> Famil
 def _end_of(family: Family) -> Position | None:
     lives = family.trunk.status == "running" and is_claimed(family.folder, "trunk")
     return None if lives or family.trunk.status == "missing" else family.end
-
-
-def _merge(family: Family, *, trunk_lives: bool) -> None:
-    """Put together what the processes have written; only the trunk's does so while it lives."""
-    family.refresh()
-    if not trunk_lives:
-        family.save()

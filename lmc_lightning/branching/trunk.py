@@ -9,21 +9,21 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lmc_lightning.branching.averaging import LiveWeights, averaging
-from lmc_lightning.branching.checks import check_processes, local, reachable, refuse_persistent_workers
-from lmc_lightning.branching.children import Children, cut
-from lmc_lightning.branching.claims import claimed, is_claimed
-from lmc_lightning.branching.evidence import DIGESTED_BATCHES, Evidence, chained, judge
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Fork, Node, Position, Status
-from lmc_lightning.branching.plan import Plan, Point, When, noise_of
-from lmc_lightning.branching.portable import BLUEPRINT, save_blueprint
-from lmc_lightning.branching.processes import processes_of
-from lmc_lightning.branching.snapshot import NoiseWatch, position, take_fork
-from lmc_lightning.branching.spawn import Blueprint
-from lmc_lightning.branching.start import start
-from lmc_lightning.branching.storage import disk_use, link_or_copy, num_kept, snapshot_bytes, weight_bytes
-from lmc_lightning.branching.streams import check_separable
+from lmc_lightning.branching.checks import check_processes, local, refuse_persistent_workers, within_reach
+from lmc_lightning.branching.children.blueprint import Blueprint
+from lmc_lightning.branching.children.portable import BLUEPRINT, save_blueprint
+from lmc_lightning.branching.children.processes import processes_of
+from lmc_lightning.branching.children.training import Children, cut
+from lmc_lightning.branching.family.claims import claimed, is_claimed
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Fork, Node, Point, Position, Status
+from lmc_lightning.branching.family.plan import Plan, When, noise_of
+from lmc_lightning.branching.family.start import start
+from lmc_lightning.branching.family.storage import disk_use, link_or_copy, num_kept, snapshot_bytes, weight_bytes
+from lmc_lightning.branching.forks.snapshot import NoiseWatch, position, take_fork
+from lmc_lightning.branching.forks.streams import check_separable
+from lmc_lightning.branching.traces.averaging import LiveWeights, averaging
+from lmc_lightning.branching.traces.evidence import DIGESTED_BATCHES, Evidence, chained, judge
 from lmc_lightning.core.glassbox import preserved_rng
 from lmc_lightning.core.structure import tensors_in
 
@@ -45,7 +45,7 @@ class Trunk:
 
     def __init__(self, trainer: Any, pl_module: Any, owner: Any, place: int, saving: Callable[[], Any]) -> None:
         self.trainer, self.module = trainer, pl_module
-        self.plan: Plan = reachable(owner.plan, trainer)
+        self.plan: Plan = within_reach(owner.plan, trainer)
         self._when: When = owner.when
         self._saving = saving
         log_dir = trainer.log_dir  # a broadcast: on every rank
@@ -127,9 +127,7 @@ class Trunk:
             "branches": os.path.relpath(self._branches, self.family.folder),
         }
         self._open = [
-            point
-            for point in self.plan.points
-            if point.label not in self.family.forks and not point.is_behind(here.epoch, here.step)
+            point for point in self.plan.points if point.label not in self.family.forks and not point.is_behind(here)
         ]
         self._began = (time.monotonic(), here.batches)
         if resumed:
@@ -179,7 +177,7 @@ class Trunk:
         """Keep weights and take forks, where either is due, in ``on_train_epoch_start``."""
         epoch, step = self.trainer.current_epoch, self.trainer.global_step
         self.family.end = position(self.trainer)
-        due = [p for p in self._open if (p.at == epoch if p.axis == "epoch" else p.at <= step)]
+        due = [point for point in self._open if point.is_at(self.family.end)]
         if self._open:
             self._watch.begin_epoch()
         if self.family.wants(epoch):
@@ -269,7 +267,7 @@ class Trunk:
         end = self.family.end
         self.family.trunk.status = "completed"
         for point in self._open:
-            if point.at == end.epoch if point.axis == "epoch" else point.at <= end.step:
+            if point.is_at(end):
                 self._end_as_trunk([child for child in self.family.children if child.label == point.label])
         self._report_missing(f"the trunk ended after {end.epoch} epochs, {end.step} steps")
         for child in self.family.children:
@@ -315,9 +313,9 @@ class Trunk:
     def _report_missing(self, reason: str) -> None:
         here, over = self.family.end, self.family.trunk.status == "completed"
         lost = [c for c in self.family.children if c.status == "pending" and c.label not in self.family.forks]
-        lost = [c for c in lost if over or Point(c.axis, c.at).is_behind(here.epoch, here.step)]
+        lost = [c for c in lost if over or c.point.is_behind(here)]
         for axis in ("epoch", "step"):
-            points = ", ".join(str(k1) for k1 in sorted({c.at for c in lost if c.axis == axis}))
+            points = ", ".join(str(k1) for k1 in sorted({c.point.at for c in lost if c.point.axis == axis}))
             if points:
                 rank_zero_warn(f"CheckpointBranching has no snapshot after {axis}s {points}: {reason}.")
         self._mark(lost, "missing", reason)
@@ -330,7 +328,7 @@ class Trunk:
     def run_children(self) -> None:
         """Train the children that are not where the trunk is, then let every reader measure the family."""
         self.family.refresh()
-        unfinished = self._children.unfinished(self.family.end)
+        unfinished = self.family.unfinished(self.family.end)
         if not unfinished and self._measured:
             return
         self._children.run(unfinished, self.family.end, self.seconds_per_batch)

@@ -9,13 +9,13 @@ from typing import Any, get_args
 import pandas as pd
 from lightning.pytorch import Callback
 
-from lmc_lightning.branching.curves import Curves
+from lmc_lightning.branching.children.blueprint import MakeTrainer
+from lmc_lightning.branching.children.overrides import Override, Value
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.plan import Intervention, Noise, Plan, When
+from lmc_lightning.branching.forks.snapshot import rewind_to_epoch_start
 from lmc_lightning.branching.internals import let_teardown_restore_signals
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.overrides import Override, Value
-from lmc_lightning.branching.plan import Intervention, Noise, Plan, When
-from lmc_lightning.branching.snapshot import rewind_to_epoch_start
-from lmc_lightning.branching.spawn import MakeTrainer
+from lmc_lightning.branching.traces.curves import Curves
 from lmc_lightning.branching.trunk import Trunk
 from lmc_lightning.callbacks.pairs.differences import paired_differences, report_differences
 from lmc_lightning.callbacks.perturbation import Perturbation

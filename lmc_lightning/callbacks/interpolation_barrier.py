@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.bridge.guards import check_choice, check_listed
 from lmc_lightning.callbacks.bridge.probe_set import Split
 from lmc_lightning.callbacks.pairs.charts import barrier_charts, extra_charts, quantities_of

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.bridge.probe_set import Split
 from lmc_lightning.callbacks.pairs.charts import curve_charts, quantities_of
 from lmc_lightning.callbacks.pairs.comparison import Pairing

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.trajectory.families import family_trajectories
 from lmc_lightning.callbacks.trajectory.figures import trajectory_pictures

@@ -38,8 +38,8 @@ def set_rng_state(state: RngState) -> None:
     algorithm, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((algorithm, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"]:  # of as many devices as there are now
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 def seed_everything(seed: int) -> None:

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["fit"]:
         return _told(lambda: commands.fit(given[1:]))
     if given[:1] == ["branch"]:
-        from lmc_lightning.branching.command_line import main as branch
+        from lmc_lightning.branching.__main__ import main as branch
 
         return branch(given[1:])
     options = vars(_parser().parse_args(given))
@@ -114,7 +114,3 @@ def _command(add: Any, name: str, command: Callable[..., int], about: str) -> ar
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", "-c", type=Path, required=True, help="of the run: its config.yaml")
     parser.add_argument("--num-examples", type=int, default=2048)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lmc_lightning.core.files import write_atomic
-from lmc_lightning.experiments.tasks import Outcome, cell_folder, outcome_of
+from lmc_lightning.experiments.work.tasks import Outcome, cell_folder, outcome_of
 
 OWN = ("task", "kind", "cell", "second_cell", "child", "task_status", "seconds", "device")
 """Columns of a task, before those of its hyper-parameters."""
@@ -78,20 +78,19 @@ def _rows(outcome: Outcome, folder: Path) -> Iterator[dict[str, Any]]:
     for name, value in outcome.metrics.items() if outcome.kind != "family" else ():
         yield {**common, "name": name, "value": value, "step": step, "epoch": epoch, "status": "ok"}
     if outcome.kind in ("cell", "family"):
-        for record in _measured(cell_folder(folder, outcome.cells[0]), family=outcome.kind == "family"):
+        for record in records(cell_folder(folder, outcome.cells[0])):
             evidence = record.pop("evidence", {})
+            if ("later_epoch" in evidence) != (outcome.kind == "family"):
+                continue
             extra = {"stderr_data": evidence.get("stderr_data"), "split": evidence.get("eval_split")}
             extra |= {"definition": evidence.get("definition"), "num_examples": evidence.get("num_examples")}
             yield {**common, **{k: v for k, v in record.items() if k in NUMBER}, **extra, "child": evidence.get("run")}
 
 
-def _measured(home: Path, *, family: bool) -> Iterator[dict[str, Any]]:
-    """The records of a cell's callbacks: those of its visits, or those of its family."""
-    for file in sorted((home / "lmc").glob("*.jsonl")):
-        for line in file.read_text(encoding="utf-8").split("\n"):
-            record: dict[str, Any] = json.loads(line) if line else {}
-            if record and ("later_epoch" in record.get("evidence", {})) == family:
-                yield record
+def records(home: Path) -> list[dict[str, Any]]:
+    """What the callbacks of a run have recorded, from its folder."""
+    files = sorted((home / "lmc").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text("utf-8").split("\n") if line]
 
 
 def _cell_value(value: Any) -> Any:
@@ -107,15 +106,14 @@ def runs(table: pd.DataFrame, epochs: Sequence[int] | None = None) -> pd.DataFra
         epochs: of the visits of callbacks, in columns ``<name>@<epoch>``; None: the last visit, in columns ``<name>``.
     """
     cells = table[(table["kind"] == "cell") & table["value"].notna()]
-    names = [c for c in table.columns if c not in (*OWN, *NUMBER) and not c.startswith("version_")]
     if epochs is None:
         chosen = cells.sort_values("step", kind="stable").drop_duplicates(["cell", "name"], keep="last")
     else:
         chosen = cells[cells["epoch"].isin(epochs)]
         chosen = chosen.assign(name=chosen["name"] + "@" + chosen["epoch"].astype(int).astype(str))
     wide = chosen.pivot_table(index="cell", columns="name", values="value", aggfunc="last")
-    about = table[table["kind"] == "cell"].drop_duplicates("cell").set_index("cell")[[*names, "task_status", "seconds"]]
-    return about.join(wide).reset_index().rename_axis(columns=None)
+    about = table[table["kind"] == "cell"].drop_duplicates("cell").set_index("cell")
+    return about[[*hyperparameters(table), "task_status", "seconds"]].join(wide).reset_index().rename_axis(columns=None)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

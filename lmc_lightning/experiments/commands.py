@@ -3,7 +3,7 @@
 import ast
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +24,7 @@ def fit(arguments: Sequence[str]) -> int:
     import lightning.pytorch as pl
     from lightning.pytorch.cli import LightningCLI
 
-    from lmc_lightning.experiments.classes import import_ours
+    from lmc_lightning.experiments.plans.classes import import_ours
 
     import_ours()
     LightningCLI(
@@ -40,24 +40,19 @@ def fit(arguments: Sequence[str]) -> int:
 
 
 def _run(config: Path) -> Any:
-    """Model and data of a saved configuration."""
+    """Module and data of a saved configuration."""
     import yaml
 
-    from lmc_lightning.experiments.build import build
+    from lmc_lightning.experiments.plans.build import build
+    from lmc_lightning.experiments.work.measures import Trained
 
     content = yaml.safe_load(config.read_text())
     content = content.get("fit", content)
     wanted = {key: content[key] for key in ("seed_everything", "model", "data") if key in content}
     with TemporaryDirectory() as folder:
         off = {"logger": False, "enable_checkpointing": False, "callbacks": []}
-        return build({"seed_everything": 0, **wanted, "trainer": off}, Path(folder), resumable=False)
-
-
-def _batches(objects: Any, split: str, num_examples: int) -> Iterable[Any]:
-    from lmc_lightning.experiments.measures import Trained
-
-    batches: Iterable[Any] = Trained(objects.model, objects.datamodule).batches(split, num_examples)
-    return batches
+        objects = build({"seed_everything": 0, **wanted, "trainer": off}, Path(folder), resumable=False)
+    return Trained(objects.model, objects.datamodule)
 
 
 def measure(
@@ -66,11 +61,11 @@ def measure(
     """A row for each checkpoint, with a column for each number."""
     import lmc_lightning
 
-    objects, rows = _run(config), []
-    batches = _batches(objects, "train", num_examples)
+    run, rows = _run(config), []
+    batches = run.batches("train", num_examples)
     for path in [file for given in checkpoints for file in _checkpoints(given)]:
         callbacks = [_callback(text, num_examples) for text in callback or ("HessianSpectrum", "Sharpness")]
-        found = lmc_lightning.measure(objects.model, batches, callbacks, checkpoint=path)
+        found = lmc_lightning.measure(run.module, batches, callbacks, checkpoint=path)
         rows.append({"checkpoint": str(path), **found})
     return _give(pd.DataFrame(rows), output)
 
@@ -116,13 +111,13 @@ def barrier(
     from lmc_lightning.plotting.barriers import plot_barrier_curves
     from lmc_lightning.plotting.style import figure_of
 
-    objects = _run(config)
-    first, second = (with_checkpoint(objects.model, path) for path in checkpoints)
+    run = _run(config)
+    first, second = (with_checkpoint(run.module, path) for path in checkpoints)
     found = interpolation_barrier(
         first,
         second,
-        _batches(objects, split, num_examples),
-        train_dataloader=_batches(objects, "train", num_examples),
+        run.batches(split, num_examples),
+        train_dataloader=run.batches("train", num_examples),
         num_points=num_points,
         num_examples=num_examples,
         metric=metric,
@@ -137,9 +132,8 @@ def doctor(config: Path, num_examples: int) -> int:
     """What was found out, a line each; 1 where something cannot be measured."""
     from lmc_lightning.experiments.doctor import doctor as examine
 
-    objects = _run(config)
-    batches = _batches(objects, "train", min(num_examples, 64))
-    diagnosis = examine(objects.model, batches, datamodule=objects.datamodule)
+    run = _run(config)
+    diagnosis = examine(run.module, run.batches("train", min(num_examples, 64)), datamodule=run.datamodule)
     tell(diagnosis)
     return 0 if diagnosis.is_healthy else 1
 
@@ -159,12 +153,12 @@ def sweep(
     emit: str | None,
 ) -> int:
     """The number of tasks that are not completed afterwards, at most 1."""
-    from lmc_lightning.experiments import executors
-    from lmc_lightning.experiments.hparams import write_hparams
-    from lmc_lightning.experiments.slurm import slurm_script
-    from lmc_lightning.experiments.study import Study
-    from lmc_lightning.experiments.sweep import describe, forecast, sample
-    from lmc_lightning.experiments.tasks import Outcome, tasks_of
+    from lmc_lightning.experiments.plans.study import Study
+    from lmc_lightning.experiments.results.hparams import write_hparams
+    from lmc_lightning.experiments.work import executors
+    from lmc_lightning.experiments.work.forecast import describe, forecast, sample
+    from lmc_lightning.experiments.work.slurm import slurm_script
+    from lmc_lightning.experiments.work.tasks import Outcome, tasks_of
 
     study = Study.load(plan, variants)
     tasks, folder = tasks_of(study), folder or Path("studies") / study.name
@@ -200,7 +194,7 @@ def collect(folders: Sequence[Path], output: Path, runs: bool, epochs: Sequence[
     """The table of one study or of several, under one another; TensorBoard hears of their hyper-parameters."""
     from lmc_lightning.experiments.collect import collect as of_study
     from lmc_lightning.experiments.collect import runs as by_run
-    from lmc_lightning.experiments.hparams import write_hparams
+    from lmc_lightning.experiments.results.hparams import write_hparams
 
     tables = [of_study(folder) for folder in folders]
     for folder, table in zip(folders, tables, strict=True):
@@ -223,7 +217,7 @@ def _give(table: pd.DataFrame, output: Path | None) -> int:
 
 def report(folder: Path, output: Path) -> int:
     """A page that needs no server."""
-    from lmc_lightning.experiments.report import report as write_report
+    from lmc_lightning.experiments.results.report import report as write_report
 
     tell(write_report(folder, output))
     return 0

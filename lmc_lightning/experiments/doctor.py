@@ -1,6 +1,6 @@
 """What will and will not work with a module and its data, found out by trying on a few examples."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -21,6 +21,7 @@ from lmc_lightning.landscape.paths.batchnorm import has_batch_norm
 from lmc_lightning.types import LossFn
 
 Verdict: TypeAlias = Literal["ok", "note", "problem"]
+Told: TypeAlias = tuple[Verdict, str]
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,6 @@ class Finding:
 
 
 _SIGNS: dict[Verdict, str] = {"ok": "✓", "note": "·", "problem": "✗"}
-
-
-def _found(name: str, good: bool, if_good: str, if_not: str, otherwise: Verdict = "note") -> Finding:
-    return Finding(name, "ok", if_good) if good else Finding(name, otherwise, if_not)
 
 
 @dataclass(frozen=True)
@@ -81,15 +78,16 @@ def doctor(
         num_examples: to try on.
     """
     findings: list[Finding] = []
-    for look in (_step, _data, _determinism, _batching, _outputs, _derivatives, _state):
+    for name, look in _LOOKS.items():
         mode: Mode = "train" if findings and findings[0].verdict == "note" else "eval"
         subject = _Subject(module, dataloader, datamodule, loss_fn, num_examples, mode)
         try:
-            findings += look(subject)
+            if (told := look(subject)) is not None:
+                findings.append(Finding(name, *told))
         except Exception as error:
-            findings.append(Finding(_NAMES[look], "problem", f"{type(error).__name__}: {error}"))
-        if look is _step and findings[-1].verdict == "problem":
-            break  # nothing else can be tried
+            findings.append(Finding(name, "problem", f"{type(error).__name__}: {error}"))
+            if look is _step:
+                break  # nothing else can be tried
     return Diagnosis(tuple(findings))
 
 
@@ -110,106 +108,99 @@ class _Subject:
         return objective_of(self.module, batches or self.batches(), loss_fn=self.loss_fn, **options)
 
 
-def _step(subject: _Subject) -> Iterator[Finding]:
+def _step(subject: _Subject) -> Told:
     if subject.loss_fn is None:
         if not hasattr(subject.module, "training_step"):
             raise TypeError("it has no training_step. Pass loss_fn=(module, batch) -> scalar mean loss.")
         check_module(subject.module, loss_fn=None, captures=True)
     try:
         loss = subject.objective().baseline.loss
-        yield Finding("step", "ok", f"its own training step gives a loss of {loss:.4g} in eval mode")
+        return "ok", f"its own training step gives a loss of {loss:.4g} in eval mode"
     except Exception as error:
         loss = subject.objective(mode="train").baseline.loss
-        yield Finding(
-            "step", "note", f"gives a loss ({loss:.4g}) in train mode only ({error}): pass mode='train' to callbacks"
-        )
+        return "note", f"gives a loss ({loss:.4g}) in train mode only ({error}): pass mode='train' to callbacks"
 
 
-def _data(subject: _Subject) -> Iterator[Finding]:
-    yield _found(
-        "data",
-        hasattr(subject.datamodule, "probe_batches"),
-        "the datamodule gives the probe set: no loader is touched",
+def _data(subject: _Subject) -> Told:
+    if hasattr(subject.datamodule, "probe_batches"):
+        return "ok", "the datamodule gives the probe set: no loader is touched"
+    return "note", (
         "the probe set will be cloned from the first training batches, augmentation included; a datamodule with "
-        "probe_batches(split, num_examples, seed), or probe_dataloader=, gives a fixed one",
+        "probe_batches(split, num_examples, seed), or probe_dataloader=, gives a fixed one"
     )
 
 
-def _determinism(subject: _Subject) -> Iterator[Finding]:
+def _determinism(subject: _Subject) -> Told:
     objective = subject.objective()
     theta = objective.theta()
     losses = {float(objective.loss(theta)) for _ in range(3)}
     gradients = {digest(objective.grad(theta)) for _ in range(2)}
-    yield _found(
-        "determinism",
-        len(losses) == len(gradients) == 1,
-        "loss and gradient are the same, bit for bit, at every evaluation",
+    if len(losses) == len(gradients) == 1:
+        return "ok", "loss and gradient are the same, bit for bit, at every evaluation"
+    return (
+        "problem",
         f"evaluations at one θ differ (losses {sorted(losses)}): the step draws from what cannot be seeded",
-        otherwise="problem",
     )
 
 
-def _batching(subject: _Subject) -> Iterator[Finding]:
+def _batching(subject: _Subject) -> Told:
     batches = subject.batches()
     whole, small = (subject.objective(batches, chunk_size=size) for size in (subject.num_examples, 7))
     if small.num_examples is None:
-        yield Finding("batching", "note", "examples cannot be counted: means are over batches, which stay whole")
-        return
+        return "note", "examples cannot be counted: means are over batches, which stay whole"
     a, b = whole.baseline.loss, small.baseline.loss
-    yield _found(
-        "batching",
-        small.additive and abs(a - b) <= ADDITIVITY_TOLERANCE * abs(a),
-        "the loss is a mean over examples: numbers do not depend on the batch size",
+    if small.additive and abs(a - b) <= ADDITIVITY_TOLERANCE * abs(a):
+        return "ok", "the loss is a mean over examples: numbers do not depend on the batch size"
+    return "note", (
         "the loss of a batch is no mean over its examples (contrastive, batch statistics): batches stay whole, and "
-        "numbers depend on their size",
+        "numbers depend on their size"
     )
-    if has_batch_norm(subject.module):
-        yield Finding("BatchNorm", "note", "on running statistics; on paths between networks they are recomputed")
 
 
-def _outputs(subject: _Subject) -> Iterator[Finding]:
-    yield _found(
-        "loss",
-        subject.objective().baseline.example_losses is not None,
-        "seen inside the step: errors over examples, Gauss–Newton matrix, exact trace, attribution",
+def _batch_norm(subject: _Subject) -> Told | None:
+    if not has_batch_norm(subject.module):
+        return None
+    return "note", "on running statistics; on paths between networks they are recomputed"
+
+
+def _loss(subject: _Subject) -> Told:
+    if subject.objective().baseline.example_losses is not None:
+        return "ok", "seen inside the step: errors over examples, Gauss–Newton matrix, exact trace, attribution"
+    return "note", (
         "is not one call of cross_entropy, nll_loss, mse_loss or binary_cross_entropy: errors are over chunks, and "
-        "operator='ggn', exact traces and attribution are refused",
+        "operator='ggn', exact traces and attribution are refused"
     )
 
 
-def _derivatives(subject: _Subject) -> Iterator[Finding]:
+def _hessian(subject: _Subject) -> Told:
     few = [first_examples(subject.batches()[0], NUM_EXAMPLES)]
     check = self_check(subject.objective(few, dtype=torch.float64))
     where = f" Look at {check.suspect}." if check.suspect else ""
-    told: dict[str, tuple[Verdict, str]] = {
+    told: dict[str, Told] = {
         "exact": ("ok", f"equals finite differences to {check.relative_error:.1e} in float64 and is symmetric"),
         "finite_differences": ("note", f"{check.reason}; finite differences in float64 take its place.{where}"),
         "no_hessian": ("problem", f"there is none: {check.reason}.{where}"),
         "unchecked": ("problem", f"could not be checked: {check.reason}"),
     }
-    yield Finding("Hessian", *told[check.verdict])
+    return told[check.verdict]
 
 
-def _state(subject: _Subject) -> Iterator[Finding]:
+def _state(subject: _Subject) -> Told:
     state = tensors_of(subject.module)
     before, random = digest(state), torch.get_rng_state()
     subject.objective().grad(subject.objective().theta())
-    unchanged = digest(state) == before and torch.equal(random, torch.get_rng_state())
-    yield _found(
-        "state",
-        unchanged,
-        "parameters, buffers and random streams are as before after measuring",
-        "parameters, buffers and random streams have changed after measuring: please report this module",
-        otherwise="problem",
-    )
+    if digest(state) == before and torch.equal(random, torch.get_rng_state()):
+        return "ok", "parameters, buffers and random streams are as before after measuring"
+    return "problem", "parameters, buffers and random streams have changed after measuring: please report this module"
 
 
-_NAMES: dict[Callable[[_Subject], Iterator[Finding]], str] = {
-    _step: "step",
-    _data: "data",
-    _determinism: "determinism",
-    _batching: "batching",
-    _outputs: "loss",
-    _derivatives: "Hessian",
-    _state: "state",
+_LOOKS: dict[str, Callable[[_Subject], Told | None]] = {
+    "step": _step,
+    "data": _data,
+    "determinism": _determinism,
+    "batching": _batching,
+    "BatchNorm": _batch_norm,
+    "loss": _loss,
+    "Hessian": _hessian,
+    "state": _state,
 }

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,7 +27,7 @@ def tensorboard_command(logdir: Path | str, *more: str) -> list[str]:
     return [program, "--logdir", str(logdir), "--samples_per_plugin", SAMPLES, *more]
 
 
-def deep_link(port: int = 6006, tags: Sequence[str] = PINNED) -> str:
+def deep_link(port: int = 6006) -> str:
     """The page with our tags on top, unsmoothed: by default TensorBoard smooths a few points beyond recognition."""
-    pins = json.dumps([{"plugin": "scalars", "tag": tag} for tag in tags])
+    pins = json.dumps([{"plugin": "scalars", "tag": tag} for tag in PINNED])
     return f"http://localhost:{port}/?smoothing=0&pinnedCards={quote(pins)}#timeseries"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection
 from functools import partial
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -25,11 +25,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 """The optimizers by the names that configurations use."""
 
-SCHEDULERS = ("none", "cosine", "step", "one_cycle", "plateau")
-"""The learning-rate schedules by the names that configurations use."""
-
-LOSSES = ("cross_entropy", "squared_error")
-"""The losses by the names that configurations use."""
+Schedule: TypeAlias = Literal["none", "cosine", "step", "one_cycle", "plateau"]
+Loss: TypeAlias = Literal["cross_entropy", "squared_error"]
 
 
 class ImageClassifier(pl.LightningModule):
@@ -82,10 +79,10 @@ class ImageClassifier(pl.LightningModule):
         optimizer: Literal["sgd", "adam", "adamw"] = "adam",
         lr: float = 1e-3,
         optimizer_kwargs: dict[str, Any] | None = None,
-        scheduler: Literal["none", "cosine", "step", "one_cycle", "plateau"] = "none",
+        scheduler: Schedule = "none",
         init_seed: int = 0,
         scheduler_kwargs: dict[str, Any] | None = None,
-        loss: Literal["cross_entropy", "squared_error"] = "cross_entropy",
+        loss: Loss = "cross_entropy",
         sam_rho: float = 0.0,
         sam_adaptive: bool = False,
     ) -> None:
@@ -94,8 +91,8 @@ class ImageClassifier(pl.LightningModule):
         for name in signature(ImageClassifier).parameters:
             _require_plain(name, self.hparams[name])
         _require_choice("optimizer", optimizer, OPTIMIZERS)
-        _require_choice("scheduler", scheduler, SCHEDULERS)
-        _require_choice("loss", loss, LOSSES)
+        _require_choice("scheduler", scheduler, get_args(Schedule))
+        _require_choice("loss", loss, get_args(Loss))
         with seeded_init(init_seed):
             built = self.build_network()
         self.network = built.to(torch.get_default_device())

@@ -23,7 +23,7 @@ def plot_settings(means: pd.DataFrame, *, title: str = "Settings") -> Figure:
 
     Args:
         means: columns setting, value, mean, stderr; see
-            :func:`~lmc_lightning.experiments.settings.setting_means`.
+            :func:`~lmc_lightning.experiments.results.settings.setting_means`.
         title: of the figure.
     """
     names, settings = [*dict.fromkeys(means["value"])], [*dict.fromkeys(means["setting"])]

@@ -249,38 +249,14 @@ class DrawingTimer(pl.callbacks.Timer):
 class Fingerprint(pl.Callback):
     """Weights, optimizers, schedulers and random states at every epoch's end, of trunk and children alike."""
 
-    runs: ClassVar[list[dict[Any, tuple[str, ...]]]] = []
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.runs.append({})
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._take(trainer, pl_module, trainer.current_epoch)
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._take(trainer, pl_module, "end")
-
-    def _take(self, trainer: Any, pl_module: Any, moment: Any) -> None:
-        self.runs[-1][moment] = (
-            str(trainer.global_step),
-            sha(pl_module.state_dict()),
-            sha([optimizer.state_dict() for optimizer in trainer.optimizers]),
-            sha([config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]),
-            sha(rng_state()),
-        )
-
-
-class Steps(pl.Callback):
-    """Weights, optimizers, schedulers and random states after every batch, of trunk and children alike."""
-
     runs: ClassVar[list[dict[Any, tuple[Any, ...]]]] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.mine: dict[Any, tuple[Any, ...]] = {}
         self.runs.append(self.mine)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._take(trainer, pl_module, trainer.fit_loop.total_batch_idx, sha(batch), batch_idx)
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._take(trainer, pl_module, trainer.current_epoch)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._take(trainer, pl_module, "end")
@@ -294,6 +270,18 @@ class Steps(pl.Callback):
             sha(rng_state()),
             *more,
         )
+
+
+class Steps(Fingerprint):
+    """The same after every batch, and the batch."""
+
+    runs: ClassVar[list[dict[Any, tuple[Any, ...]]]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._take(trainer, pl_module, trainer.fit_loop.total_batch_idx, sha(batch), batch_idx)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Nothing: its last batch is there."""
 
 
 def fit(module: pl.LightningModule, data: Any, *callbacks: Any, ckpt_path: Any = None, **arguments: Any) -> Any:
@@ -377,6 +365,30 @@ RUNS: dict[str, tuple[type[Net], Callable[[], Any], dict[str, Any], Callable[[],
     "64-true": (Net, lambda: (loader(points(torch.float64)), None), {"precision": "64-true"}, list),
     "bf16-mixed": (Net, plain, {"precision": "bf16-mixed"}, list),
 }
+
+
+def fit_beside(
+    branching: CheckpointBranching,
+    kind: type[Net] = Net,
+    data: Callable[[], Any] = plain,
+    others: Callable[[], list[Any]] = list,
+    *,
+    first: bool = False,
+    prints: type[Fingerprint] = Steps,
+    **arguments: Any,
+) -> Any:
+    """Train without a branching and then with it, which the trunk does not notice; returns the trainer.
+
+    Args:
+        first: whether the branching comes before the other callbacks.
+    """
+    fit(net(kind), data(), *others(), prints(), **arguments)
+    alone, after = prints.runs.pop(), sha(rng_state())
+    callbacks = [branching, *others()] if first else [*others(), branching]
+    trainer = fit(net(kind), data(), *callbacks, prints(), **arguments)
+    assert prints.runs[0] == alone
+    assert sha(rng_state()) == after
+    return trainer
 
 
 def assert_equals_trunk(branching: CheckpointBranching) -> None:

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
 from torch import nn
 
-from lmc_lightning.branching.averaging import average_of
+from lmc_lightning.branching.traces.averaging import average_of
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
 from tests.branching import runs
-from tests.branching.runs import Steps, assert_equals_trunk, fit, loader, net, plain, sha
+from tests.branching.runs import Steps, assert_equals_trunk, fit, fit_beside, loader, net, plain, sha
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch"),
@@ -55,18 +55,14 @@ AVERAGING: dict[str, Callable[[], pl.Callback]] = {
 }
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before ours", "after ours"])
+@pytest.mark.parametrize("first", [False, True], ids=["before ours", "after ours"])
 @pytest.mark.parametrize(
     "kind", [runs.StepDecay, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (runs.Net, Smooth))]
 )
 @pytest.mark.parametrize("name", AVERAGING)
 def test_children_average_as_the_trunk_does(name: str, kind: type[runs.Net], first: bool) -> None:
-    fit(net(kind), plain(), AVERAGING[name](), Averages(), max_epochs=4)
-    alone = Steps.runs.pop()
     branching = CheckpointBranching(epochs=[0, 1, 2, 3], steps=[3, 8, 17], noise="same")
-    ours = [AVERAGING[name](), branching] if first else [branching, AVERAGING[name]()]
-    fit(net(kind), plain(), *ours, Averages(), max_epochs=4)
-    assert Steps.runs[0] == alone
+    fit_beside(branching, kind, others=lambda: [AVERAGING[name]()], first=first, prints=Averages, max_epochs=4)
     assert_equals_trunk(branching)
     family = branching.family
     assert family.trunk.reason is None

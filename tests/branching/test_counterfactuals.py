@@ -23,9 +23,9 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from lmc_lightning.branching.command_line import main
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.overrides import Change, Override
+from lmc_lightning.branching.__main__ import main
+from lmc_lightning.branching.children.overrides import Change, Override
+from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.callbacks.interpolation_barrier import InterpolationBarrier
 from lmc_lightning.callbacks.perturbation import Perturbation
@@ -531,7 +531,7 @@ def test_curves_go_on_in_a_resumed_trunk(tmp_path: Path) -> None:
     arguments = {"default_root_dir": tmp_path / "parts"}
     fit(net(), plain(), first, saver, enable_checkpointing=True, max_epochs=1, **arguments)
     fit(net(), plain(), second, max_epochs=3, ckpt_path=saver.best_model_path, **arguments)
-    from lmc_lightning.branching.curves import TRAIN_LOSS, read_curves
+    from lmc_lightning.branching.traces.curves import TRAIN_LOSS, read_curves
 
     curves = [read_curves(b.family.curves_path(b.family.trunk))[TRAIN_LOSS] for b in (whole, second)]
     assert list(curves[0]) == list(curves[1]) == list(range(1, 16))

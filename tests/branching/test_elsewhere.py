@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from lmc_lightning.branching.claims import claimed, is_claimed
-from lmc_lightning.branching.command_line import main
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.portable import load_blueprint
-from lmc_lightning.branching.storage import DamagedFileError
+from lmc_lightning.branching.__main__ import main
+from lmc_lightning.branching.children.portable import load_blueprint
+from lmc_lightning.branching.family.claims import claimed, is_claimed
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.storage import DamagedFileError
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from tests.branching import runs
 from tests.branching.runs import fit, loader, net, plain

@@ -8,7 +8,7 @@ import torch
 
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from tests.branching import runs
-from tests.branching.runs import Steps, assert_equals_trunk, fit, net, plain
+from tests.branching.runs import assert_equals_trunk, fit_beside
 
 
 class Intruding(pl.Callback):
@@ -46,10 +46,6 @@ class Scheduled(runs.Net):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_what_changes_all_at_the_start_of_an_epoch_does_so_once(first: bool) -> None:
-    fit(net(Scheduled), plain(), Intruding(), Steps())
-    alone = Steps.runs.pop()
     branching = CheckpointBranching(epochs=[0, 1, 2], steps=[7], noise="same")
-    callbacks = [Intruding(), branching] if first else [branching, Intruding()]
-    fit(net(Scheduled), plain(), *callbacks, Steps())
-    assert Steps.runs[0] == alone
+    fit_beside(branching, Scheduled, others=lambda: [Intruding()], first=first)
     assert_equals_trunk(branching)

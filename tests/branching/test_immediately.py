@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
-from lmc_lightning.core.glassbox import rng_state
 from tests.branching import runs
-from tests.branching.runs import RUNS, Steps, fit, loader, net, plain, sha, stop_early
+from tests.branching.runs import RUNS, Steps, fit, fit_beside, loader, net, plain, stop_early
 
 
 @pytest.mark.parametrize(
@@ -24,13 +23,9 @@ from tests.branching.runs import RUNS, Steps, fit, loader, net, plain, sha, stop
 )
 def test_the_trunk_does_not_notice_and_the_children_are_exact(name: str) -> None:
     kind, data, arguments, others = RUNS[name]
-    fit(net(kind), data(), *others(), Steps(), **arguments)
-    alone, after = Steps.runs.pop(), sha(rng_state())
     branching = CheckpointBranching(epochs=[1], steps=[2, 8], noise="same", when="immediately")
-    fit(net(kind), data(), *others(), branching, Steps(), **arguments)
+    fit_beside(branching, kind, data, others, **arguments)
     trunk, *children = Steps.runs
-    assert trunk == alone
-    assert sha(rng_state()) == after
     assert len(children) == 3
     assert all(prints == {moment: trunk[moment] for moment in prints} for prints in children)
     assert [(child.status, child.exact_replay) for child in branching.family.children] == [("completed", True)] * 3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmc_lightning.branching.isolation import isolated
+from lmc_lightning.branching.children.isolation import isolated
 from lmc_lightning.core.glassbox import rng_state
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Fork, Node, Position
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Fork, Node, Position
 from lmc_lightning.core.files import write_atomic
 
 

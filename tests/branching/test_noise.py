@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from lmc_lightning.branching.noise import noise_state, reachable, renew_noise, set_noise_state
+from lmc_lightning.branching.forks.noise import noise_state, reachable, renew_noise, seeds_of_process, set_noise_state
+
+ONE_PROCESS = seeds_of_process(0, ())
 
 
 class Box:
@@ -67,7 +69,7 @@ def test_seeds_are_part_of_the_noise() -> None:
     mine = roots()
     state = noise_state(mine)
     assert state["seeds"] == {"train[1].seed": 8, "datamodule.noise_seed": 9}  # a `seed` alone may mean anything
-    renew_noise(1234, mine)
+    renew_noise(1234, mine, ONE_PROCESS)
     assert mine["datamodule"].noise_seed == 1234
     assert mine["datamodule"].seed == 10
     assert mine["train"][1].seed not in (8, 1234)
@@ -78,7 +80,7 @@ def test_seeds_are_part_of_the_noise() -> None:
 def test_new_noise_is_a_function_of_the_seed_and_leaves_validation_alone() -> None:
     def renewed(seed: int) -> list[float]:
         mine = roots()
-        renew_noise(seed, mine)
+        renew_noise(seed, mine, ONE_PROCESS)
         return draws(mine)
 
     validation = random.Random(11).gauss(0, 1)

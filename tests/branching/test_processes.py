@@ -16,9 +16,9 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from lmc_lightning import CheckpointBranching
 from lmc_lightning.branching.__main__ import main
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.noise import seeds_of_process, stream_digests
-from lmc_lightning.branching.spawn import trainer_arguments
+from lmc_lightning.branching.children.blueprint import trainer_arguments
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.forks.noise import seeds_of_process, stream_digests
 from lmc_lightning.core.glassbox import rng_state
 from tests.scripts import forks
 from tests.scripts.processes import PATIENCE, free_port, pair

@@ -5,7 +5,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lmc_lightning.branching.snapshot import rewind_to_epoch_start
+from lmc_lightning.branching.forks.snapshot import rewind_to_epoch_start
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from tests.branching.runs import Net, Plateau, fit, loader, net
 

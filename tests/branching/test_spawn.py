@@ -10,7 +10,13 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lmc_lightning.branching.spawn import Blueprint, curve_loggers, make_logger, trainer_arguments, trainer_class
+from lmc_lightning.branching.children.blueprint import (
+    Blueprint,
+    curve_loggers,
+    make_logger,
+    trainer_arguments,
+    trainer_class,
+)
 from tests.branching.runs import Net, loader
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.plan import STREAMS, noise_of
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.plan import STREAMS, noise_of
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.core.random_vectors import derive_seed
 from lmc_lightning.data import DigitsDataModule

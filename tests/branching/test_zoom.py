@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lmc_lightning import replay
-from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.callbacks.hessian_spectrum import HessianSpectrum
 from lmc_lightning.callbacks.sharpness import Sharpness

@@ -15,13 +15,13 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Node
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Node
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.core.glassbox import rng_state, seed_everything
 from lmc_lightning.schedule import Schedule
 from tests.branching import runs
-from tests.branching.runs import RUNS, Fingerprint, fit, loader, net, plain, sha, stop_early
+from tests.branching.runs import RUNS, Fingerprint, fit, fit_beside, loader, net, plain, sha, stop_early
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric val_loss which is not available"),
@@ -52,15 +52,9 @@ def assert_same_states(family: Family, child: Node) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_child_with_the_same_noise_is_the_trunk_and_the_trunk_does_not_notice(name: str) -> None:
     kind, data, arguments, others = RUNS[name]
-    fit(net(kind), data(), *others(), Fingerprint(), **arguments)
-    alone, after_alone = Fingerprint.runs.pop(), sha(rng_state())
-
     branching = same(0, 1, 2)
-    trainer = fit(net(kind), data(), *others(), branching, Fingerprint(), **arguments)
-
+    trainer = fit_beside(branching, kind, data, others, prints=Fingerprint, **arguments)
     trunk, *children = Fingerprint.runs
-    assert trunk == alone
-    assert sha(rng_state()) == after_alone
     assert len(children) == 3
     family = branching.family
     for child, fingerprints in zip(family.children, children, strict=True):

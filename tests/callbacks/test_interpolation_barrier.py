@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torchmetrics import MeanMetric
 
 from lmc_lightning import CheckpointBranching, InterpolationBarrier, interpolation_barrier
-from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.pairs.family_table import COLUMNS
 from lmc_lightning.data import build_datamodule
 from lmc_lightning.landscape.paths.barrier import DEFINITIONS

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmc_lightning import CheckpointBranching, CurveTraining, InterpolationBarrier, ModeConnectivity, connect, measure
-from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.family.lineage import Family
 from tests.callbacks.runs import (
     Classifier,
     TensorBoardLogger,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Node
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Node
 from lmc_lightning.callbacks.pairs.pair import pairs_of, variant_of
 
 

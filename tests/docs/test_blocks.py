@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from lmc_lightning.experiments.study import Study
-from lmc_lightning.experiments.tasks import tasks_of
+from lmc_lightning.experiments.plans.study import Study
+from lmc_lightning.experiments.work.tasks import tasks_of
 from tests.docs.pages import ROOT, blocks, name_of, pages
 from tests.docs.world import WORLDS, common, quick_trainer
 from tests.experiments.test_phases import collected

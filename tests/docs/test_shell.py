@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lmc_lightning.branching import command_line
+from lmc_lightning.branching import __main__ as command_line
 from lmc_lightning.experiments import commands
 from lmc_lightning.experiments.cli import main
 from tests.docs.pages import ROOT, blocks, name_of, pages

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lmc_lightning
 from lmc_lightning.experiments.cli import main
-from lmc_lightning.experiments.study import with_overrides
+from lmc_lightning.experiments.plans.study import with_overrides
 from lmc_lightning.landscape.alignment.matching import METHODS
 from lmc_lightning.models import ImageClassifier
 from lmc_lightning.plotting import curves, llc, similarity, surfaces, trajectory, volume

@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from lmc_lightning.experiments.study import Study, with_overrides
-from lmc_lightning.experiments.tasks import Outcome, run_task, tasks_of
+from lmc_lightning.experiments.plans.study import Study, with_overrides
+from lmc_lightning.experiments.work.tasks import Outcome, run_task, tasks_of
 
 BASE: dict[str, Any] = {
     "model": {

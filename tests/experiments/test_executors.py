@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lmc_lightning.experiments import executors
-from lmc_lightning.experiments.study import Study
-from lmc_lightning.experiments.tasks import outcome_of, tasks_of
+from lmc_lightning.experiments.plans.study import Study
+from lmc_lightning.experiments.work import executors
+from lmc_lightning.experiments.work.tasks import outcome_of, tasks_of
 from tests.experiments.studies import BRANCHED, PLAN, run_all, write_plan
 
 TWELVE = {**PLAN, "grid": {"model.init_args.lr": [0.05, 0.1, 0.2], "data.init_args.batch_size": [16, 32]}}

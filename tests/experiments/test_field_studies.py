@@ -10,9 +10,9 @@ import pytest
 import yaml
 from lightning.pytorch import Callback
 
-from lmc_lightning.experiments.build import build
-from lmc_lightning.experiments.study import Cell, Study
-from lmc_lightning.experiments.tasks import tasks_of
+from lmc_lightning.experiments.plans.build import build
+from lmc_lightning.experiments.plans.study import Cell, Study
+from lmc_lightning.experiments.work.tasks import tasks_of
 from tests.experiments.studies import PLAN
 
 STUDIES = Path(__file__).parents[2] / "examples" / "studies"
@@ -81,7 +81,7 @@ def test_a_study_has_the_tasks_that_it_says(given):
 def structures(study: Study) -> Iterator[Cell]:
     """A cell for each set of overrides, at its smallest seed."""
     first = min(study.seeds)
-    yield from (cell for cell in study.cells() if cell.seed == first)
+    yield from (cell for cell in study.cells if cell.seed == first)
 
 
 @pytest.mark.parametrize("given", [g for g in TASKS if g[0] != "taxonomy" or g[1:] == ("small",)], ids="-".join)
@@ -97,7 +97,7 @@ def test_the_configurations_of_a_study_are_built(given, tmp_path):
 
 
 def test_the_largest_map_of_the_taxonomy_is_of_distinct_networks_and_shared_data():
-    cells = load(("taxonomy",)).cells()
+    cells = load(("taxonomy",)).cells
     widths = {cell.hyperparameters["width"] for cell in cells}
     sizes = {cell.hyperparameters["batch_size"] for cell in cells}
     assert (min(widths), max(widths), len(widths)) == (1, 128, 14)
@@ -106,7 +106,7 @@ def test_the_largest_map_of_the_taxonomy_is_of_distinct_networks_and_shared_data
 
 
 def test_ten_initialisations_see_the_same_batches():
-    cells = load(("many_initialisations",)).cells()
+    cells = load(("many_initialisations",)).cells
     assert {cell.config["model"]["init_args"]["init_seed"] for cell in cells} == set(range(10))
     assert len({str(cell.config["data"]) for cell in cells}) == 1
 
@@ -122,6 +122,6 @@ def test_all_volumes_are_in_the_landscape_of_the_smallest_set():
 
 @pytest.mark.parametrize("name", ["142222773814", "12e3", "3c28be49aafa"])
 def test_a_run_logs_in_its_own_folder_even_where_its_name_is_a_number(name: str, tmp_path: Path) -> None:
-    (cell, *_) = Study.of(PLAN).cells()
+    (cell, *_) = Study.of(PLAN).cells
     objects = build(cell.config, tmp_path / name)
     assert Path(objects.trainer.log_dir) == tmp_path / name

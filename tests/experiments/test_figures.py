@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from lmc_lightning.experiments.collect import collect, runs
-from lmc_lightning.experiments.figures import draw_study
-from lmc_lightning.experiments.settings import (
+from lmc_lightning.experiments.results.figures import draw_study
+from lmc_lightning.experiments.results.settings import (
     run_correlations,
     setting_means,
     setting_table,

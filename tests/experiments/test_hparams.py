@@ -12,9 +12,9 @@ from tensorboard.plugins.hparams.metadata import (
     parse_session_start_info_plugin_data,
 )
 
-from lmc_lightning.experiments.hparams import write_hparams
-from lmc_lightning.experiments.study import Study
-from lmc_lightning.experiments.tasks import cell_folder, run_task, tasks_of
+from lmc_lightning.experiments.plans.study import Study
+from lmc_lightning.experiments.results.hparams import write_hparams
+from lmc_lightning.experiments.work.tasks import cell_folder, run_task, tasks_of
 from tests.experiments.studies import PLAN
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from lmc_lightning.experiments import report as reports
 from lmc_lightning.experiments.cli import main
 from lmc_lightning.experiments.collect import collect, runs
-from lmc_lightning.experiments.definitions import definitions
-from lmc_lightning.experiments.report import report
-from lmc_lightning.experiments.study import Study
-from lmc_lightning.experiments.tasks import cell_folder, run_task, tasks_of
+from lmc_lightning.experiments.plans.study import Study
+from lmc_lightning.experiments.results import report as reports
+from lmc_lightning.experiments.results.definitions import definitions
+from lmc_lightning.experiments.results.report import report
+from lmc_lightning.experiments.work.tasks import cell_folder, run_task, tasks_of
 from lmc_lightning.landscape.surface.slices import Mark, Surface
 from lmc_lightning.media import save_arrays
 from lmc_lightning.plotting.interactive import plotly_program

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lmc_lightning.experiments.slurm import slurm_script
-from lmc_lightning.experiments.study import Study
-from lmc_lightning.experiments.tasks import tasks_of
+from lmc_lightning.experiments.plans.study import Study
+from lmc_lightning.experiments.work.slurm import slurm_script
+from lmc_lightning.experiments.work.tasks import tasks_of
 from tests.experiments.studies import BRANCHED
 
 SBATCH = """#!/bin/bash

@@ -2,13 +2,13 @@
 
 import pytest
 
-from lmc_lightning.experiments.study import Study, with_overrides
-from lmc_lightning.experiments.tasks import tasks_of
+from lmc_lightning.experiments.plans.study import Study, with_overrides
+from lmc_lightning.experiments.work.tasks import tasks_of
 from tests.experiments.studies import BASE, BRANCHED, PLAN, write_plan
 
 
 def settings(**content) -> list[dict]:
-    return [cell.hyperparameters for cell in Study.of({"base": BASE, **content}).cells()]
+    return [cell.hyperparameters for cell in Study.of({"base": BASE, **content}).cells]
 
 
 def test_a_grid_is_every_combination_with_every_seed():
@@ -34,7 +34,7 @@ def test_what_no_one_says_is_the_default_of_the_class():
 
 
 def test_seeds_reach_every_key_that_is_named():
-    cell = Study.of(PLAN).cells()[1]
+    cell = Study.of(PLAN).cells[1]
     assert cell.config["seed_everything"] == cell.seed == 1
     assert cell.config["model"]["init_args"]["init_seed"] == 1
     assert cell.config["data"]["init_args"]["noise_seed"] == 1
@@ -47,7 +47,7 @@ def test_names_are_as_short_as_they_are_clear():
 
 def test_an_id_is_a_hash_of_what_differs_from_defaults():
     def identity(overrides) -> str:
-        return Study.of({"base": with_overrides(BASE, overrides)}).cells()[0].id
+        return Study.of({"base": with_overrides(BASE, overrides)}).cells[0].id
 
     plain = identity({})
     assert identity({"model.init_args.scheduler": "none"}) == plain
@@ -103,9 +103,9 @@ def test_all_can_be_compared_with_one():
 def test_variants_of_a_file_change_it_by_dotted_keys(tmp_path):
     variants = {"small": {"base.trainer.max_epochs": 1, "grid": {}}, "few": {"seeds": [7]}}
     path = write_plan(tmp_path, {**PLAN, "variants": variants})
-    assert len(Study.load(path).cells()) == 4
+    assert len(Study.load(path).cells) == 4
     study = Study.load(path, ["small", "few"])
-    (cell,) = study.cells()
+    (cell,) = study.cells
     assert (study.name, cell.config["trainer"]["max_epochs"], cell.seed) == ("tiny_small_few", 1, 7)
     with pytest.raises(ValueError, match=r"has no variant 'large'. It has few, small\."):
         Study.load(path, ["large"])
@@ -123,7 +123,7 @@ def test_a_study_is_read_from_its_file_with_its_base_beside_it(tmp_path):
     (tmp_path / "base.yaml").write_text("model: {class_path: ImageClassifier}")
     study = Study.load(write_plan(tmp_path, {"base": "base.yaml", "seeds": [1]}))
     assert study.name == "plan"
-    assert study.cells()[0].config == {"model": {"class_path": "ImageClassifier"}, "seed_everything": 1}
+    assert study.cells[0].config == {"model": {"class_path": "ImageClassifier"}, "seed_everything": 1}
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmc_lightning.experiments import build, tasks
 from lmc_lightning.experiments.collect import collect, runs, write_table
-from lmc_lightning.experiments.study import Study, with_overrides
-from lmc_lightning.experiments.sweep import forecast, sample
-from lmc_lightning.experiments.tasks import Task, outcome_of, run_task, tasks_of
+from lmc_lightning.experiments.plans import build
+from lmc_lightning.experiments.plans.study import Study, with_overrides
+from lmc_lightning.experiments.work import tasks
+from lmc_lightning.experiments.work.forecast import forecast, sample
+from lmc_lightning.experiments.work.tasks import Task, outcome_of, run_task, tasks_of
 from tests.experiments.studies import BRANCHED, PLAN, run_all
 
 

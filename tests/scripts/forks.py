@@ -15,8 +15,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lmc_lightning import CheckpointBranching, InterpolationBarrier
-from lmc_lightning.branching import processes
-from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.children import processes
+from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.core.glassbox import rng_state, seed_everything
 from tests.branching.runs import Augmented, Net, sha
 from tests.scripts.distributed import examples

@@ -10,15 +10,15 @@ import pandas as pd
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lmc_lightning.branching.children import Children
-from lmc_lightning.branching.curves import TRAIN_LOSS, read_curves
-from lmc_lightning.branching.evidence import DIGESTED_BATCHES, judge
+from lmc_lightning.branching.children.isolation import isolated
+from lmc_lightning.branching.children.portable import BLUEPRINT, load_blueprint
+from lmc_lightning.branching.children.training import Children
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Node, Point
+from lmc_lightning.branching.family.plan import child_of
 from lmc_lightning.branching.internals import end_now
-from lmc_lightning.branching.isolation import isolated
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Node
-from lmc_lightning.branching.plan import Point, child_of
-from lmc_lightning.branching.portable import BLUEPRINT, load_blueprint
+from lmc_lightning.branching.traces.curves import TRAIN_LOSS, read_curves
+from lmc_lightning.branching.traces.evidence import DIGESTED_BATCHES, judge
 from lmc_lightning.callbacks.bridge.probe_store import ProbeStore
 from lmc_lightning.plotting.zoom import plot_zoom
 from lmc_lightning.recording import Record

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lmc_lightning.branching.curves import read_curves
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Node
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Node
+from lmc_lightning.branching.traces.curves import read_curves
 from lmc_lightning.callbacks.pairs.pair import Pair, pairs_of
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.loggers import log_picture

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.pairs.family_table import family_table, seed_means
 from lmc_lightning.callbacks.pairs.pair import PAIR_KINDS, Pair, pairs_of, variant_of
 from lmc_lightning.landscape.paths.barrier import Barrier

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.bridge.guards import check_choice, check_listed
 from lmc_lightning.callbacks.bridge.logged import LogRecorder
 from lmc_lightning.callbacks.bridge.probe_set import Split

@@ -6,8 +6,8 @@ from functools import partial
 from itertools import combinations
 from typing import Any, Literal, TypeAlias
 
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Node
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Node
 from lmc_lightning.callbacks.pairs.comparison import Comparison, Pairing
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.paths.line import Endpoint, endpoint_of

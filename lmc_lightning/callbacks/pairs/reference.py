@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmc_lightning.branching.averaging import average_of
+from lmc_lightning.branching.traces.averaging import average_of
 from lmc_lightning.core.files import slug
 from lmc_lightning.core.params import ParameterLayout, parameter_layout
 from lmc_lightning.schedule import Schedule

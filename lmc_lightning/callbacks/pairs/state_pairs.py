@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from lmc_lightning.branching.averaging import averaging
-from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.traces.averaging import averaging
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge.guards import check_listed
 from lmc_lightning.callbacks.bridge.objectives import collective_of

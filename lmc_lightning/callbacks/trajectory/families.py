@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.bridge.guards import check_loss
 from lmc_lightning.callbacks.bridge.objectives import objective_of
 from lmc_lightning.callbacks.bridge.probes import draw, to_device

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmc_lightning.experiments.study import Study
-from lmc_lightning.experiments.tasks import Outcome, Task, run_task
+from lmc_lightning.experiments.plans.study import Study
+from lmc_lightning.experiments.work.tasks import Outcome, Task, run_task
 
 Told = Callable[[Outcome], None]
 
@@ -32,9 +32,7 @@ def run_on_ray(
     *,
     address: str | None = None,
     workers: int | None = None,
-    cpus_per_task: float = 1,
     gpus_per_task: float = 0,
-    max_retries: int = 3,
 ) -> None:
     """The tasks as a graph on Ray Core; tasks of a worker that dies are started again, and go on where it was.
 
@@ -48,9 +46,7 @@ def run_on_ray(
         told: hears of each outcome as it comes.
         address: of a running cluster, ``"auto"`` for the one that this machine belongs to; None: start one here.
         workers: processes at a time on a cluster started here; None: as Ray sees fit.
-        cpus_per_task: cores that each task takes.
         gpus_per_task: GPUs that each task takes, e.g. ``0.25``.
-        max_retries: of each task after the death of its worker.
 
     Raises:
         ModuleNotFoundError: Ray is not installed; the message says how to.
@@ -58,13 +54,10 @@ def run_on_ray(
     ray = _ray()
     began = not ray.is_initialized()
     if began:
-        cpus = None if workers is None else workers * cpus_per_task
-        local = {} if address else {"num_cpus": cpus, "include_dashboard": False}
+        local = {} if address else {"num_cpus": workers, "include_dashboard": False}
         ray.init(address=address, log_to_driver=False, configure_logging=False, runtime_env=_environment(), **local)
     try:
-        run = ray.remote(_run_after).options(
-            num_cpus=cpus_per_task, num_gpus=gpus_per_task, max_retries=max_retries, retry_exceptions=False
-        )
+        run = ray.remote(_run_after).options(num_cpus=1, num_gpus=gpus_per_task, max_retries=3)
         waiting: dict[Any, Task] = {}
         references: dict[str, Any] = {}
         for task in tasks:

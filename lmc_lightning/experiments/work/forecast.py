@@ -1,14 +1,13 @@
 """A study from its file to its records: what is left to do, how long it will take, and doing it."""
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from lmc_lightning.branching.storage import in_words
-from lmc_lightning.experiments.tasks import Kind, Outcome, Task, cell_folder, outcome_of
+from lmc_lightning.branching.family.storage import free_bytes, in_words
+from lmc_lightning.experiments.work.tasks import Kind, Outcome, Task, cell_folder, outcome_of
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,12 @@ def forecast(tasks: Sequence[Task], folder: Path) -> Forecast:
         by_kind.setdefault(outcome.kind, []).append(outcome.seconds)
     homes = [cell_folder(folder, outcome.id) for outcome in outcomes if outcome.kind == "cell"]
     sizes = [sum(f.stat().st_size for f in home.rglob("*") if f.is_file()) for home in homes]
-    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return Forecast(
         total=dict(Counter(task.kind for task in tasks)),
         done={kind: len(seconds) for kind, seconds in by_kind.items()},
         seconds={kind: mean(seconds) for kind, seconds in by_kind.items()},
         bytes_per_cell=mean(sizes) if sizes else None,
-        free_bytes=shutil.disk_usage(place).free,
+        free_bytes=free_bytes(folder),
     )
 
 

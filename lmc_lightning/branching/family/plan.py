@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
-from lmc_lightning.branching.nodes import Axis, Choice, Node, Stream, label_of_point
+from lmc_lightning.branching.family.nodes import Choice, Node, Point, Stream
 from lmc_lightning.core.random_vectors import derive_seed
 
 STREAMS: tuple[Stream, ...] = get_args(Stream)
@@ -40,29 +40,6 @@ class Intervention(Protocol):
         Returns:
             What was found and done, as JSON has it, for the child's node.
         """
-
-
-@dataclass(frozen=True, order=True)
-class Point:
-    """A branch point: after ``at`` completed epochs or optimizer steps."""
-
-    axis: Axis
-    at: int
-
-    @property
-    def label(self) -> str:
-        """``k1_005`` or ``k1_step_000500``."""
-        return label_of_point(self.axis, self.at)
-
-    @classmethod
-    def of(cls, label: str) -> "Point":
-        """The branch point of this ``label``."""
-        axis: Axis = "step" if label.startswith("k1_step_") else "epoch"
-        return cls(axis, int(label.rsplit("_", 1)[1]))
-
-    def is_behind(self, epoch: int, step: int) -> bool:
-        """Whether a run at this epoch and step has come by."""
-        return self.at < (epoch if self.axis == "epoch" else step)
 
 
 def noise_of(noise: Noise) -> dict[Stream, Choice]:

@@ -1,6 +1,5 @@
 """A run or a study as one static page: figures, tables, definitions, environment, costs, and what failed."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
@@ -9,14 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from lmc_lightning.branching.lineage import versions
+from lmc_lightning.branching.family.lineage import versions
 from lmc_lightning.core.files import write_atomic
-from lmc_lightning.experiments.collect import hyperparameters, runs
-from lmc_lightning.experiments.definitions import definitions
-from lmc_lightning.experiments.figures import draw_study
-from lmc_lightning.experiments.page import Section, details, image, note, page, preformatted, relief, table
-from lmc_lightning.experiments.settings import Summary, setting_table
-from lmc_lightning.experiments.tasks import Outcome, cell_folder, outcome_of
+from lmc_lightning.experiments.collect import hyperparameters, records, runs
+from lmc_lightning.experiments.results.definitions import definitions
+from lmc_lightning.experiments.results.figures import draw_study
+from lmc_lightning.experiments.results.page import Section, details, image, note, page, preformatted, relief, table
+from lmc_lightning.experiments.results.settings import Summary, setting_table
+from lmc_lightning.experiments.work.tasks import Outcome, cell_folder, outcome_of
 from lmc_lightning.landscape.surface.slices import load_surface
 from lmc_lightning.plotting.interactive import interactive_relief, plotly_program
 from lmc_lightning.recording import NOT_MADE
@@ -84,14 +83,9 @@ class _Pictures:
 # -- a run ------------------------------------------------------------------------------------------------------------
 
 
-def _records(folder: Path) -> list[dict[str, Any]]:
-    files = sorted((folder / "lmc").glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text("utf-8").split("\n") if line]
-
-
 def _run(folder: Path, pictures: _Pictures) -> Iterator[Section]:
-    records = _records(folder)
-    yield Section("Visits", table(_visits(records)))
+    found = records(folder)
+    yield Section("Visits", table(_visits(found)))
     figures = sorted((folder / "lmc" / "figures").glob("*.png"))
     newest = _newest(figures)
     older = [figure for figure in figures if figure not in newest]
@@ -100,7 +94,7 @@ def _run(folder: Path, pictures: _Pictures) -> Iterator[Section]:
         shown += details(f"{len(older)} of earlier visits", pictures(older))
     if shown:
         yield Section("Figures", shown)
-    yield from _common(records)
+    yield from _common(found)
     texts = [(name, folder / name) for name in ("config.yaml", "hparams.yaml") if (folder / name).is_file()]
     settings = "".join(details(name, preformatted(path.read_text("utf-8"))) for name, path in texts)
     if settings:
@@ -109,9 +103,9 @@ def _run(folder: Path, pictures: _Pictures) -> Iterator[Section]:
     yield Section("Environment", note("Of the process that wrote this page.") + table(here))
 
 
-def _visits(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def _visits(found: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """A row a visit, a column a number; those of children and branch points have the branch point in their names."""
-    made = [r for r in records if r["value"] is not None and r["status"] not in NOT_MADE and r.get("log") != "none"]
+    made = [r for r in found if r["value"] is not None and r["status"] not in NOT_MADE and r.get("log") != "none"]
     rows = pd.DataFrame(made, columns=["epoch", "step", "name", "value"])
     wide = rows.pivot_table(index=["epoch", "step"], columns="name", values="value", aggfunc="last", sort=False)
     return wide.sort_index().reset_index().rename_axis(columns=None)
@@ -126,14 +120,14 @@ def _at(file: Path) -> str:
     return f"step {int(file.stem.rpartition('_')[2])}"
 
 
-def _common(records: list[dict[str, Any]]) -> Iterator[Section]:
-    lost = [r for r in records if r["status"] in NOT_MADE]
+def _common(found: list[dict[str, Any]]) -> Iterator[Section]:
+    lost = [r for r in found if r["status"] in NOT_MADE]
     if lost:
         rows = [{k: r[k] for k in ("kind", "epoch", "step", "status")} | {"reason": _reason(r)} for r in lost]
         yield Section("Failed and skipped visits", table(pd.DataFrame(rows)))
-    if costs := _costs(records):
+    if costs := _costs(found):
         yield Section("Costs of measuring", table(pd.DataFrame(costs)))
-    families = {str(r["name"]).partition("/")[0] for r in records}
+    families = {str(r["name"]).partition("/")[0] for r in found}
     if defined := definitions(families):
         yield Section("Definitions", table(pd.DataFrame(defined, columns=["key", "definition"])))
 
@@ -187,7 +181,7 @@ def _study(folder: Path, pictures: _Pictures) -> Iterator[Section]:
     if failed:
         rows = [{"task": o.id, "kind": o.kind, **o.hyperparameters, "reason": o.reason} for o in failed]
         yield Section("Failed tasks", table(pd.DataFrame(rows)))
-    yield from _common([{**r, "cell": c.id} for c in cells for r in _records(cell_folder(folder, c.id))])
+    yield from _common([{**r, "cell": c.id} for c in cells for r in records(cell_folder(folder, c.id))])
     yield Section("Environment", table(_environment(outcomes)))
 
 

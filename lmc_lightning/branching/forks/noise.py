@@ -116,11 +116,7 @@ def seeds_of_process(rank: int, apart: Collection[str]) -> SeedOf:
     return lambda seed, path: derive_seed(seed, "process", rank) if path in apart else seed
 
 
-ONE_PROCESS = seeds_of_process(0, ())
-"""Seeds where nobody else trains."""
-
-
-def renew_noise(noise_seed: int, roots: Mapping[str, Any], seed_of: SeedOf = ONE_PROCESS) -> None:
+def renew_noise(noise_seed: int, roots: Mapping[str, Any], seed_of: SeedOf) -> None:
     """Fresh noise everywhere, a function of ``noise_seed``, the paths and the process alone.
 
     Global generators, reachable generators, ``noise_seed`` attributes, and the ``seed`` of samplers that have

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lmc_lightning.branching import internals
-from lmc_lightning.branching.nodes import Node
+from lmc_lightning.branching.family.nodes import Node
 from lmc_lightning.core.collective import Collective, joint_digest
 from lmc_lightning.core.structure import digest, tensors_in
 

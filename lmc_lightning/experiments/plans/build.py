@@ -1,19 +1,17 @@
 """Module, data and Trainer of a LightningCLI configuration, in a folder of their own."""
 
 import copy
-import random
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
-from lmc_lightning.experiments.classes import import_ours
-from lmc_lightning.experiments.study import Config
+from lmc_lightning.core.glassbox import RngState, rng_state, set_rng_state
+from lmc_lightning.experiments.plans.classes import import_ours
+from lmc_lightning.experiments.plans.study import Config
 
 LAST = "last.ckpt"
 """Of an unfinished run, in its folder."""
@@ -23,21 +21,17 @@ class ResumableNoise(Callback):
     """Puts the global random states of a checkpoint back where a resumed epoch begins; Lightning leaves them out."""
 
     def __init__(self) -> None:
-        self._resumed: dict[str, Any] | None = None
+        self._resumed: RngState | None = None
         self.metrics: dict[str, float] = {}
         """Of the last epoch: a run that is resumed at its end has no others."""
 
     def state_dict(self) -> dict[str, Any]:
         """The states as plain values."""
-        version, numbers, gauss = random.getstate()
-        legacy: Any = np.random.get_state(legacy=False)  # noqa: NPY002  # what users' code draws from
-        legacy["state"]["key"] = torch.from_numpy(legacy["state"]["key"].astype(np.int64))
-        streams = {"torch": torch.get_rng_state(), "python": [version, list(numbers), gauss], "numpy": legacy}
-        return {**streams, "metrics": self.metrics}
+        return {"rng": rng_state(), "metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states until the epoch begins: building loaders and models draws numbers too."""
-        self._resumed, self.metrics = state_dict, dict(state_dict["metrics"])
+        self._resumed, self.metrics = state_dict["rng"], dict(state_dict["metrics"])
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Keep the metrics."""
@@ -46,12 +40,7 @@ class ResumableNoise(Callback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on where the checkpoint was."""
         if self._resumed is not None:
-            version, numbers, gauss = self._resumed["python"]
-            legacy = self._resumed["numpy"]
-            key = legacy["state"]["key"].numpy().astype(np.uint32)
-            random.setstate((version, tuple(numbers), gauss))
-            np.random.set_state({**legacy, "state": {**legacy["state"], "key": key}})  # noqa: NPY002
-            torch.set_rng_state(self._resumed["torch"])
+            set_rng_state(self._resumed)
             self._resumed = None
 
 

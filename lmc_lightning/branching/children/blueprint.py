@@ -1,7 +1,6 @@
 """Children of a Trainer: another one of the same arguments, with copies of module, datamodule and callbacks."""
 
 import copy
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lmc_lightning.branching import internals
-from lmc_lightning.branching.plan import Intervention
+from lmc_lightning.branching.family.plan import Intervention
 from lmc_lightning.core.shadow import copy_module
 from lmc_lightning.core.structure import walk
 
@@ -289,8 +288,3 @@ def make_logger(kind: type[Any], folder: Path) -> Any:
     """A logger that writes into ``folder`` itself."""
     extra = {"default_hp_metric": False} if kind.__name__ == "TensorBoardLogger" else {}
     return kind(save_dir=str(folder.parent), name="", version=folder.name, **extra)
-
-
-def remove_curves(folder: Path) -> None:
-    """Delete what an earlier, unfinished attempt at a child has logged."""
-    shutil.rmtree(folder, ignore_errors=True)

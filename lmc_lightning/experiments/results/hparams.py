@@ -10,7 +10,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from lmc_lightning.callbacks.visits.reporting import HEADLINES
 from lmc_lightning.experiments.collect import collect, hyperparameters, runs
-from lmc_lightning.experiments.tasks import cell_folder
+from lmc_lightning.experiments.work.tasks import cell_folder
 from lmc_lightning.loggers.tensorboard import write_hparams as replace_hparams
 
 METRICS = ("val_acc", "val_loss", "test_acc", "test_loss", "train_loss", *HEADLINES)

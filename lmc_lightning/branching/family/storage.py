@@ -96,7 +96,7 @@ def num_kept(trainer: Any, family: Any, plan: Any) -> int | None:
 
 def free_bytes(folder: Path) -> int:
     """What is free where ``folder`` is or will be [bytes]."""
-    existing = next(f for f in (folder, *folder.parents) if f.is_dir())
+    existing = next(f for f in (folder, *folder.absolute().parents) if f.is_dir())
     return shutil.disk_usage(existing).free
 
 

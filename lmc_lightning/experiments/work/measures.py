@@ -16,9 +16,9 @@ from lmc_lightning.callbacks.offline.measure import interpolation_barriers, meas
 from lmc_lightning.callbacks.offline.similarity import representation_similarity
 from lmc_lightning.callbacks.offline.surface import loss_surface
 from lmc_lightning.callbacks.representation_similarity import NUM_EXAMPLES
-from lmc_lightning.experiments.build import build
-from lmc_lightning.experiments.classes import resolve
-from lmc_lightning.experiments.study import Config
+from lmc_lightning.experiments.plans.build import build
+from lmc_lightning.experiments.plans.classes import resolve
+from lmc_lightning.experiments.plans.study import Config
 from lmc_lightning.landscape.alignment.matching import Method
 from lmc_lightning.landscape.paths.barrier import DEFINITIONS, on_fewer_points
 from lmc_lightning.landscape.paths.curves import CurveTraining

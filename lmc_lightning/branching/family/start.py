@@ -3,10 +3,10 @@
 from pathlib import Path
 from shutil import copytree
 
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Node, Position
-from lmc_lightning.branching.plan import Plan
-from lmc_lightning.branching.storage import link_or_copy
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Node, Position
+from lmc_lightning.branching.family.plan import Plan
+from lmc_lightning.branching.family.storage import link_or_copy
 
 
 def start(family: Family, plan: Plan, resumed_at: Position | None, earlier: Path | None) -> None:

@@ -1,5 +1,6 @@
 """The children of a family: trained one after another, each recorded however it ends."""
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,18 +11,18 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lmc_lightning.branching.child import Child
-from lmc_lightning.branching.claims import claimed
-from lmc_lightning.branching.evidence import judge
-from lmc_lightning.branching.isolation import isolated
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Fork, Node, Position
-from lmc_lightning.branching.noise import noise_state, set_noise_state
-from lmc_lightning.branching.plan import Intervention
-from lmc_lightning.branching.processes import LostProcessError, Meeting
-from lmc_lightning.branching.replay import Replay
-from lmc_lightning.branching.spawn import Blueprint, remove_curves
-from lmc_lightning.branching.storage import verify
+from lmc_lightning.branching.children.blueprint import Blueprint
+from lmc_lightning.branching.children.child import Child
+from lmc_lightning.branching.children.isolation import isolated
+from lmc_lightning.branching.children.processes import LostProcessError, Meeting
+from lmc_lightning.branching.family.claims import claimed
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Fork, Node, Position
+from lmc_lightning.branching.family.plan import Intervention
+from lmc_lightning.branching.family.storage import verify
+from lmc_lightning.branching.forks.noise import noise_state, set_noise_state
+from lmc_lightning.branching.forks.replay import Replay
+from lmc_lightning.branching.traces.evidence import judge
 
 
 class Children:
@@ -50,18 +51,6 @@ class Children:
         self._roots, self._rank, self._silent = roots, rank, silent
         self._processes = family.processes
 
-    def unfinished(self, end: Position | None) -> list[Node]:
-        """The children that have a snapshot to start from and are not at ``end``; None: not at an end of their own."""
-        ready = [child for child in self._family.children if child.label in self._family.forks]
-        if end is None:
-            return [child for child in ready if child.status != "completed"]
-        return [
-            child
-            for child in ready
-            if self._family.forks[child.label].position.batches < end.batches
-            and (child.status != "completed" or (child.reason is None and child.end_step != end.step))
-        ]
-
     def run(self, children: Sequence[Node], end: Position | None, seconds_per_batch: float = 0.0) -> None:
         """Train children.
 
@@ -80,7 +69,8 @@ class Children:
         roots = {**self._roots, **self._blueprint.sources}
         before = noise_state(roots)
         try:
-            with isolated(), self._progress(children, end) as bar:
+            total = sum(self._batches(child, end) for child in children) or None
+            with isolated(), tqdm(total=total, unit="batch", disable=self._silent) as bar:
                 meeting = Meeting(self._processes)
                 for child in children:
                     bar.set_description(child.name)
@@ -98,18 +88,12 @@ class Children:
         forks = [self._family.forks[child.label].position for child in children]
         epochs = sum(end.epoch - fork.epoch for fork in forks)
         seconds = seconds_per_batch * sum(self._batches(child, end) for child in children)
-        points = {axis: sorted({c.at for c in children if c.axis == axis}) for axis in ("epoch", "step")}
+        points = {axis: sorted({c.point.at for c in children if c.point.axis == axis}) for axis in ("epoch", "step")}
         words = " and ".join(f"{', '.join(map(str, at))} {axis}s" for axis, at in points.items() if at)
         rank_zero_info(
             f"CheckpointBranching: {len(children)} children leave the trunk after {words} and train for "
             f"{epochs} epochs in all, about {seconds:.0f} s."
         )
-
-    @contextmanager
-    def _progress(self, children: Sequence[Node], end: Position | None) -> Iterator[Any]:
-        total = sum(self._batches(child, end) for child in children) or None
-        with tqdm(total=total, unit="batch", disable=self._silent) as bar:
-            yield bar
 
     @contextmanager
     def _claimed(self, child: Node) -> Iterator[bool]:
@@ -126,7 +110,7 @@ class Children:
                 return
             with self._processes.agreed():
                 if child.status != "pending" and self._family.writes:
-                    remove_curves(self._branches / child.name)
+                    shutil.rmtree(self._branches / child.name, ignore_errors=True)
                 child.restart()
                 self._family.save_child(child)
             began, last = time.monotonic(), bar.n + self._batches(child, end)

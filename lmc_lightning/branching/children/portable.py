@@ -10,8 +10,8 @@ import types
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lmc_lightning.branching.spawn import Blueprint
-from lmc_lightning.branching.storage import DamagedFileError
+from lmc_lightning.branching.children.blueprint import Blueprint
+from lmc_lightning.branching.family.storage import DamagedFileError
 from lmc_lightning.core.files import write_atomic
 
 BLUEPRINT = "blueprint.pkl"

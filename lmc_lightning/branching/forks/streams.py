@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from lmc_lightning.branching import internals
-from lmc_lightning.branching.nodes import Choice, Node, Stream
-from lmc_lightning.branching.noise import SeedOf, reachable, renew_noise, seed_generator
+from lmc_lightning.branching.family.nodes import Choice, Node, Stream
+from lmc_lightning.branching.forks.noise import SeedOf, reachable, renew_noise, seed_generator
 from lmc_lightning.core.glassbox import seed_everything
 from lmc_lightning.core.random_vectors import derive_seed
 from lmc_lightning.core.shared_state import GENERATORS

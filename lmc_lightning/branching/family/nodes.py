@@ -12,9 +12,40 @@ Status: TypeAlias = Literal["pending", "running", "completed", "interrupted", "f
 _BY_EPOCH = ("epochs", "batch_digests", "order_digests", "augmentation_digests", "state_digests")
 
 
-def label_of_point(axis: Axis, at: int) -> str:
-    """The part of names and log keys that says where a child left the trunk."""
-    return f"k1_{at:03d}" if axis == "epoch" else f"k1_step_{at:06d}"
+@dataclass
+class Position:
+    """How far a run has come: completed epochs, optimizer steps, training batches."""
+
+    epoch: int = 0
+    step: int = 0
+    batches: int = 0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A branch point: after ``at`` completed epochs or optimizer steps."""
+
+    axis: Axis
+    at: int
+
+    @property
+    def label(self) -> str:
+        """The part of names and log keys that says so: ``k1_005`` or ``k1_step_000500``."""
+        return f"k1_{self.at:03d}" if self.axis == "epoch" else f"k1_step_{self.at:06d}"
+
+    @classmethod
+    def of(cls, label: str) -> "Point":
+        """The branch point of this ``label``."""
+        axis: Axis = "step" if label.startswith("k1_step_") else "epoch"
+        return cls(axis, int(label.rsplit("_", 1)[1]))
+
+    def is_at(self, here: Position) -> bool:
+        """Whether a run between two epochs is there; a batch may take several steps, and go past."""
+        return self.at == here.epoch if self.axis == "epoch" else self.at <= here.step
+
+    def is_behind(self, here: Position) -> bool:
+        """Whether a run has come by."""
+        return self.at < (here.epoch if self.axis == "epoch" else here.step)
 
 
 @dataclass
@@ -86,17 +117,12 @@ class Node:
     @property
     def label(self) -> str:
         """Where it left the trunk: ``k1_005`` or ``k1_step_000500``; ``trunk`` for the trunk."""
-        return "trunk" if self.name == "trunk" else label_of_point(self.axis, self.at)
+        return "trunk" if self.name == "trunk" else self.point.label
 
     @property
-    def axis(self) -> Axis:
-        """Whether its branch point counts epochs or steps."""
-        return "epoch" if self.k1_step is None else "step"
-
-    @property
-    def at(self) -> int:
-        """Its branch point, in epochs or steps; 0 for the trunk."""
-        return (self.k1 if self.k1_step is None else self.k1_step) or 0
+    def point(self) -> Point:
+        """Where it left the trunk; the start, for the trunk."""
+        return Point("epoch", self.k1 or 0) if self.k1_step is None else Point("step", self.k1_step)
 
     @property
     def variant(self) -> str | None:
@@ -107,10 +133,6 @@ class Node:
     def is_replay(self) -> bool:
         """Whether it is to repeat the trunk."""
         return self.noise_seed is None and self.intervention is None
-
-    def is_branch_point(self, epoch: int) -> bool:
-        """Whether it left the trunk when ``epoch`` epochs were completed."""
-        return epoch == self.k1
 
     def is_own(self, *streams: Stream) -> bool:
         """Whether its noise of any of these streams is not the trunk's."""
@@ -130,15 +152,6 @@ class Node:
         self.effect = {}
         for name in _BY_EPOCH:
             setattr(self, name, {})
-
-
-@dataclass
-class Position:
-    """How far a run has come: completed epochs, optimizer steps, training batches."""
-
-    epoch: int = 0
-    step: int = 0
-    batches: int = 0
 
 
 @dataclass

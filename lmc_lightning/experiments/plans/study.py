@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lmc_lightning.experiments.classes import defaults, without_defaults
+from lmc_lightning.experiments.plans.classes import defaults, without_defaults
 
 Config = dict[str, Any]
 Overrides = dict[str, Any]
@@ -154,12 +154,9 @@ class Study:
         if len(set(lengths.values())) > 1:
             raise ValueError(f"Values of `zip` go together and need one length, got {lengths}.")
 
-    def cells(self) -> list[Cell]:
-        """All training runs, each once."""
-        return [*self._cells]
-
     @cached_property
-    def _cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[Cell, ...]:
+        """All training runs, each once."""
         # Every task and every pairing asks for them, and a large study has thousands to hash.
         found: dict[str, Cell] = {}
         chosen = [*self._combinations()]
@@ -181,7 +178,7 @@ class Study:
         found = []
         for pairing in self.pairs:
             groups: dict[str, list[Cell]] = {}
-            for cell in self.cells():
+            for cell in self.cells:
                 if all(value_at(cell.config, key) == value for key, value in pairing.where.items()):
                     groups.setdefault(_all_but(cell, pairing.across), []).append(cell)
             found += [(a, b, pairing) for cells in groups.values() for a, b in _pairs(cells, pairing)]

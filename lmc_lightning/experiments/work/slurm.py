@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmc_lightning.experiments.tasks import Kind, Task
+from lmc_lightning.experiments.work.tasks import Kind, Task
 
 _HEAD = """#!/bin/bash
 # Submits the study {name}: {count} tasks, as job arrays that wait for each other. Run it on a login node.
@@ -14,7 +14,7 @@ set -euo pipefail
 """
 
 _ARRAY = """
-{kind}=$(sbatch --parsable --job-name={name}-{kind} --array=0-{last}%{most} {after}"$@" <<'JOB'
+{kind}=$(sbatch --parsable --job-name={name}-{kind} --array=0-{last}%50 {after}"$@" <<'JOB'
 #!/bin/bash
 tasks=({tasks})
 exec {command} --task "${{tasks[$SLURM_ARRAY_TASK_ID]}}"
@@ -31,7 +31,6 @@ def slurm_script(
     *,
     name: str,
     variants: Sequence[str] = (),
-    most: int = 50,
     python: str = "python",
 ) -> str:
     """The script: cells, then their children, then families, then pairs, each array after those that it needs.
@@ -44,7 +43,6 @@ def slurm_script(
         folder: of its results, shared by all nodes.
         name: of the jobs.
         variants: of the plan.
-        most: tasks of an array at a time.
         python: the interpreter on the nodes.
     """
     run = [python, "-m", "lmc_lightning.experiments", "sweep", str(plan), "--folder", str(folder)]
@@ -61,7 +59,6 @@ def slurm_script(
                 kind=kind,
                 name=name,
                 last=len(mine) - 1,
-                most=most,
                 after=after,
                 tasks=" ".join(mine),
                 command=shlex.join(run),

@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -18,15 +17,15 @@ import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lmc_lightning.branching.claims import claimed
+from lmc_lightning.branching.children.isolation import isolated
 from lmc_lightning.branching.elsewhere import finish_family
-from lmc_lightning.branching.isolation import isolated
-from lmc_lightning.branching.lineage import Family
+from lmc_lightning.branching.family.claims import claimed
+from lmc_lightning.branching.family.lineage import Family, versions, write_json
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
 from lmc_lightning.core.files import write_atomic
-from lmc_lightning.experiments.build import LAST, ResumableNoise, build
-from lmc_lightning.experiments.measures import IN_FILES, MEASURES, Trained, measured, trained
-from lmc_lightning.experiments.study import Cell, Study
+from lmc_lightning.experiments.plans.build import LAST, ResumableNoise, build
+from lmc_lightning.experiments.plans.study import Cell, Study
+from lmc_lightning.experiments.work.measures import IN_FILES, MEASURES, Trained, measured, trained
 from lmc_lightning.recording import plain
 from lmc_lightning.summary import failed
 
@@ -76,7 +75,7 @@ class Outcome:
 
 def tasks_of(study: Study) -> list[Task]:
     """All tasks, each after those that it waits for."""
-    cells = study.cells()
+    cells = study.cells
     tasks = [Task(cell.id, "cell", (cell.id,)) for cell in cells]
     if study.branches is not None:
         names = [node.name for node in CheckpointBranching(**{**study.branches, "when": "never"}).plan.nodes()]
@@ -124,15 +123,14 @@ def run_task(study: Study, task: Task, folder: Path) -> Outcome:
         if not ours:
             return Outcome(status="running", reason="by another process", **common)
         outcome = _run(study, task, folder, common)
-        content = json.dumps(plain(asdict(outcome)), indent=1).encode()
-        write_atomic(record_path(folder, task.id), lambda file: file.write(content))
+        write_json(record_path(folder, task.id), plain(asdict(outcome)))
     return outcome
 
 
 def _run(study: Study, task: Task, folder: Path, common: dict[str, Any]) -> Outcome:
-    cells = {cell.id: cell for cell in study.cells()}
+    cells = {cell.id: cell for cell in study.cells}
     mine = [cells[i] for i in task.cells]
-    about: dict[str, Any] = {"versions": _versions(), "threads": study.threads, "device": _device()}
+    about: dict[str, Any] = {"versions": versions(), "threads": study.threads, "device": _device()}
     common = {**common, "hyperparameters": _shared(mine)}
     started = time.perf_counter()
     try:
@@ -276,11 +274,6 @@ def _shared(cells: Sequence[Cell]) -> dict[str, Any]:
     a, b = (cell.hyperparameters for cell in cells)
     same = {name: a[name] for name in a if a[name] == b.get(name)}
     return same | {f"{n}_{side}": own[n] for side, own in (("a", a), ("b", b)) for n in own if n not in same}
-
-
-def _versions() -> dict[str, str]:
-    packages = ("lmc-lightning", "torch", "lightning", "numpy")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
 
 
 def _device() -> str:

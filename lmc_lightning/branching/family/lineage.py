@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmc_lightning.branching.nodes import Fork, Node, Position
-from lmc_lightning.branching.storage import DamagedFileError, link_or_copy
+from lmc_lightning.branching.family.nodes import Fork, Node, Position
+from lmc_lightning.branching.family.storage import DamagedFileError, link_or_copy
 from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.structure import digest
@@ -145,6 +145,18 @@ class Family:
             raise KeyError(f"Expected one of {', '.join(nodes)}, got {name!r}.")
         return nodes[name]
 
+    def unfinished(self, end: Position | None) -> list[Node]:
+        """The children that have a snapshot to start from and are not at ``end``; None: not at an end of their own."""
+        ready = [child for child in self.children if child.label in self.forks]
+        if end is None:
+            return [child for child in ready if child.status != "completed"]
+        return [
+            child
+            for child in ready
+            if self.forks[child.label].position.batches < end.batches
+            and (child.status != "completed" or (child.reason is None and child.end_step != end.step))
+        ]
+
     def wants(self, epoch: int) -> bool:
         """Whether the plan is to keep weights after ``epoch`` epochs."""
         schedules = self.configuration.get("keep", ())
@@ -204,7 +216,7 @@ class Family:
             if isinstance(value, Tensor)
         }
         found = digest(state)
-        if node.is_branch_point(epoch) and found == self.trunk.state_digests.get(epoch):
+        if epoch == node.k1 and found == self.trunk.state_digests.get(epoch):
             self.keep_trunks(node, epoch)
         else:
             write_atomic(self.weights_path(node, epoch), lambda file: torch.save(state, file))
@@ -257,7 +269,7 @@ def write_json(path: Path, content: Any) -> None:
 def versions() -> dict[str, str]:
     """Of what a run depends on."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("lmc-lightning", "lightning", "pytorch-lightning"):
+    for package in ("lmc-lightning", "lightning", "pytorch-lightning", "numpy"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -7,13 +7,13 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from lmc_lightning.branching import internals
-from lmc_lightning.branching.averaging import LiveWeights
-from lmc_lightning.branching.curves import Curves
-from lmc_lightning.branching.evidence import DIGESTED_BATCHES, Evidence, chained
-from lmc_lightning.branching.lineage import Family
-from lmc_lightning.branching.nodes import Fork, Node, Position
-from lmc_lightning.branching.plan import Intervention
-from lmc_lightning.branching.replay import Replay, restore_again, restore_optimizers
+from lmc_lightning.branching.family.lineage import Family
+from lmc_lightning.branching.family.nodes import Fork, Node, Position
+from lmc_lightning.branching.family.plan import Intervention
+from lmc_lightning.branching.forks.replay import Replay, restore_again, restore_optimizers
+from lmc_lightning.branching.traces.averaging import LiveWeights
+from lmc_lightning.branching.traces.curves import Curves
+from lmc_lightning.branching.traces.evidence import DIGESTED_BATCHES, Evidence, chained
 from lmc_lightning.core.structure import tensors_in
 
 
@@ -142,11 +142,7 @@ class Child(Callback):
         """Keep the last weights."""
         if self._first_batches < DIGESTED_BATCHES:
             self._check_noise(trainer)
-        if self._end is None:
-            live = self._live.between_epochs(pl_module)
-            self._family.keep(self._node, trainer.current_epoch, trainer.global_step, live)
-        else:
-            self._keep(trainer, pl_module)
+        self._keep(trainer, pl_module, always=self._end is None)
         self._node.end_step = trainer.global_step
         if self._end is not None and not self._arrived(trainer):
             self._node.reason = f"ended after {trainer.global_step} steps, the trunk after {self._end.step}"
@@ -160,8 +156,8 @@ class Child(Callback):
     def _arrived(self, trainer: Any) -> bool:
         return self._end is not None and bool(trainer.fit_loop.total_batch_idx + 1 >= self._end.batches)
 
-    def _keep(self, trainer: Any, pl_module: Any) -> None:
-        if self._family.keeps(trainer.current_epoch):
+    def _keep(self, trainer: Any, pl_module: Any, *, always: bool = False) -> None:
+        if always or self._family.keeps(trainer.current_epoch):
             live = self._live.between_epochs(pl_module)
             self._family.keep(self._node, trainer.current_epoch, trainer.global_step, live)
 

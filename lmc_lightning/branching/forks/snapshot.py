@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from lmc_lightning.branching import internals
-from lmc_lightning.branching.nodes import Fork, Position
-from lmc_lightning.branching.noise import NoiseState, noise_roots, noise_state, stream_digests
-from lmc_lightning.branching.storage import sha256_of
+from lmc_lightning.branching.family.nodes import Fork, Position
+from lmc_lightning.branching.family.storage import sha256_of
+from lmc_lightning.branching.forks.noise import NoiseState, noise_roots, noise_state, stream_digests
 from lmc_lightning.core.collective import Collective
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.glassbox import RngState, preserved_rng, rng_state

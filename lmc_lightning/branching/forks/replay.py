@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from lmc_lightning.branching import internals
-from lmc_lightning.branching.nodes import Node
-from lmc_lightning.branching.noise import noise_roots, seeds_of_process, set_noise_state
-from lmc_lightning.branching.snapshot import NOISE_VERSION
-from lmc_lightning.branching.streams import check_separable, renew, renew_workers, restore_workers
+from lmc_lightning.branching.family.nodes import Node
+from lmc_lightning.branching.forks.noise import noise_roots, seeds_of_process, set_noise_state
+from lmc_lightning.branching.forks.snapshot import NOISE_VERSION
+from lmc_lightning.branching.forks.streams import check_separable, renew, renew_workers, restore_workers
 from lmc_lightning.core.glassbox import rng_state, set_rng_state
 from lmc_lightning.core.structure import digest
 
@@ -30,7 +30,7 @@ class Replay:
         ValueError: the noise is of another version.
     """
 
-    def __init__(self, noise: dict[str, Any], node: Node, rank: int = 0) -> None:
+    def __init__(self, noise: dict[str, Any], node: Node, rank: int) -> None:
         if noise["version"] != NOISE_VERSION:
             raise ValueError(f"The snapshot has version {noise['version']}, this package reads {NOISE_VERSION}.")
         self._noise, self._node = noise, node

@@ -7,16 +7,16 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lmc_lightning.branching.isolation import isolated
+from lmc_lightning.branching.children.isolation import isolated
 from lmc_lightning.callbacks.bridge.objectives import objective_of
 from lmc_lightning.callbacks.bridge.probes import draw
 from lmc_lightning.callbacks.trajectory.families import convergence_statistics
 from lmc_lightning.callbacks.trajectory.snapshots import read_trajectory
 from lmc_lightning.experiments.collect import runs
-from lmc_lightning.experiments.measures import Trained, trained
 from lmc_lightning.experiments.phases import COLUMNS, phase_maps
-from lmc_lightning.experiments.settings import Summary, setting_texts, size_volumes, varied
-from lmc_lightning.experiments.tasks import WEIGHTS, cell_folder, pair_file
+from lmc_lightning.experiments.results.settings import Summary, setting_texts, size_volumes, varied
+from lmc_lightning.experiments.work.measures import Trained, trained
+from lmc_lightning.experiments.work.tasks import WEIGHTS, cell_folder, pair_file
 from lmc_lightning.landscape.surface.slices import load_surface
 from lmc_lightning.landscape.trajectory.components import pca_plane, plane_losses
 from lmc_lightning.plotting.phases import plot_phases
