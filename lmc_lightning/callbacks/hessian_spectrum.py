@@ -209,8 +209,7 @@ class HessianSpectrum(MeasurementCallback):
                 "converged": result.converged,
                 "num_params": result.num_params,
                 "no_stability": limit.reason,
-                "self_check": self._second_order.evidence,
-                "second_order": objective.second_order,
+                **self._second_order.evidence(objective),
             },
             histograms={self.key("ritz_values"): result.eigenpairs.ritz_values.numpy()} if drawn else {},  # type: ignore[union-attr]
             figures=self._figures(visit, result) if drawn else {},
