@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
@@ -20,6 +20,7 @@ from lmc_lightning.callbacks.visits.agenda import Agenda
 from lmc_lightning.callbacks.visits.budget import Budget
 from lmc_lightning.callbacks.visits.examination import examine
 from lmc_lightning.callbacks.visits.reporting import Reporting
+from lmc_lightning.callbacks.visits.tolerance import OnError
 from lmc_lightning.callbacks.visits.visit import Pending, Visit, optimizer_states
 from lmc_lightning.core.files import slug
 from lmc_lightning.core.objective import Objective
@@ -79,7 +80,7 @@ class MeasurementCallback(Reporting, ABC):
         parameters: list[str] | None = None,
         batch_weight: BatchWeight | None = None,
         expose: bool = False,
-        on_error: Literal["record", "raise"] = "record",
+        on_error: OnError = "record",
         loss_fn: LossFn | None = None,
         mode: Mode = "eval",
         match_precision: bool = False,
@@ -228,7 +229,7 @@ class MeasurementCallback(Reporting, ABC):
         self._agenda.add(visit)
         self._visit_pending(trainer)
         if self._agenda.waiting:
-            with self._agenda.attempt(visit, raises=self.on_error == "raise"):
+            with self._agenda.attempt(visit, self.on_error):
                 collective_of(trainer).agree(lambda: self._agenda.postpone(self._probes.num_examples))
 
     def _visit_pending(self, trainer: Any, *, final: bool = False) -> None:
@@ -248,7 +249,7 @@ class MeasurementCallback(Reporting, ABC):
             self._budget.skip()
             self._agenda.skip(visit, self._budget.reason)
             return
-        with self._agenda.attempt(visit, raises=self.on_error == "raise"):
+        with self._agenda.attempt(visit, self.on_error):
             examine = partial(self.examine, visit.module, probes, trainer=visit.trainer, optimizers=visit.optimizers)
             examine = partial(examine, step=visit.step, epoch=visit.epoch, effort=effort)
             measurement = collective_of(trainer).agree(examine)

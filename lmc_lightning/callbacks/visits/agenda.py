@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lmc_lightning.callbacks.visits.tolerance import OnError, tolerated
 from lmc_lightning.callbacks.visits.visit import MAX_PENDING, Pending, fits_in_memory, too_many_pending
 from lmc_lightning.core.collective import InterruptedMeasurementError
 from lmc_lightning.core.glassbox import glass_box
@@ -49,17 +50,14 @@ class Agenda:
         return taken
 
     @contextmanager
-    def attempt(self, visit: Pending, *, raises: bool) -> Iterator[None]:
-        """A visit may fail, the run may not, unless it ``raises``; one that was interrupted stays open for later."""
-        try:
-            yield
-        except InterruptedMeasurementError as error:
-            self._recorder.add_failure(str(error), step=visit.step, epoch=visit.epoch)
-            self.waiting = []
-        except Exception as error:
-            if raises:
-                raise
-            self.fail(f"{type(error).__name__}: {error}", visit.step, visit.epoch)
+    def attempt(self, visit: Pending, on_error: OnError) -> Iterator[None]:
+        """Try to make a visit; one that was interrupted stays open for a resumed run."""
+        with tolerated(lambda reason: self.fail(reason, visit.step, visit.epoch), on_error):
+            try:
+                yield
+            except InterruptedMeasurementError as error:
+                self._recorder.add_failure(str(error), step=visit.step, epoch=visit.epoch)
+                self.waiting = []
 
     def record(self, visit: Pending, measurement: Measurement, loggers: Iterable[Any], advice: str) -> None:
         """Note what a visit has found, with advice where something has not converged."""
