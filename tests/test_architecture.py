@@ -112,6 +112,29 @@ def test_modules_and_functions_are_short(path: Path) -> None:
             assert (node.end_lineno or 0) - first.lineno < 60, f"{node.name} is too long"
 
 
+def lines_without_docstrings(text: str) -> int:
+    """Lines of a module, blank ones and imports included, but those of its docstrings."""
+    strings = [
+        node.value
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    return len(text.splitlines()) - sum((s.end_lineno or s.lineno) - s.lineno + 1 for s in strings)
+
+
+def test_docstrings_are_no_lines() -> None:
+    text = (
+        '"""Of a module,\nin two lines."""\n\nsize = 1\n"""Of it."""\n\n\ndef f():\n    """Of f."""\n    return "no"\n'
+    )
+    assert lines_without_docstrings(text) == 6
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "callbacks").glob("*.py")), ids=lambda p: p.name)
+def test_callbacks_are_thin(path: Path) -> None:
+    length, most = lines_without_docstrings(path.read_text()), 250 if path.name == "base.py" else 150
+    assert length <= most, f"callbacks/{path.name} has {length} lines without docstrings, of at most {most}."
+
+
 def test_every_part_of_the_package_has_its_rule() -> None:
     parts = {part_of(p) for p in MODULES} - {"__init__"}
     assert parts <= set(ALLOWED)

@@ -1,5 +1,6 @@
 """What the trunk of a family has to be, checked in its ``setup``."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,21 @@ def within_reach(plan: Plan, trainer: Any) -> Plan:
                 "Leave them out, or train for longer."
             )
     return plan
+
+
+def refuse_same_names(plan: Plan, others: Iterable[Plan], callbacks: Iterable[Any]) -> None:
+    """Refuse plans whose children any of the callbacks would log under the same keys.
+
+    Raises:
+        ValueError: naming a child that two of them have.
+    """
+    for other in others if any(hasattr(callback, "measure_family") for callback in callbacks) else ():
+        shared = {node.name for node in plan.nodes()} & {node.name for node in other.nodes()}
+        if shared:
+            raise ValueError(
+                f"Two CheckpointBranching callbacks have children called {min(shared)}, whose barriers would share "
+                "their keys. Use other branch points or sizes, or children= of one of them."
+            )
 
 
 def check_processes(trainer: Any, when: When) -> None:

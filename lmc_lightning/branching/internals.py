@@ -228,13 +228,18 @@ def end_now(trainer: Any) -> None:
         trainer.limit_val_batches = 0
 
 
-def let_teardown_restore_signals(trainer: Any) -> None:
-    """Note the signal handlers in force, called before a ``KeyboardInterrupt`` leaves ``on_fit_end``.
+@contextmanager
+def signals_restored_by_teardown(trainer: Any) -> Iterator[None]:
+    """Note the signal handlers in force before a ``KeyboardInterrupt`` leaves ``on_fit_end``.
 
     Lightning's answer to it ignores further Ctrl-C and restores the handlers that it noted when the fit began, but by
     ``on_fit_end`` it has restored and forgotten them: the process would stay deaf.
     """
-    trainer._signal_connector.register_signal_handlers()
+    try:
+        yield
+    except KeyboardInterrupt:
+        trainer._signal_connector.register_signal_handlers()
+        raise
 
 
 def is_compiled(pl_module: Any) -> bool:

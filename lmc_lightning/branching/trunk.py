@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.branching.family.nodes import Fork, Node, Point, Position, Status
 from lmc_lightning.branching.family.plan import Plan, When, noise_of
 from lmc_lightning.branching.family.start import start
-from lmc_lightning.branching.family.storage import disk_use, link_or_copy, num_kept, snapshot_bytes, weight_bytes
+from lmc_lightning.branching.family.storage import disk_use, link_or_copy
 from lmc_lightning.branching.forks.snapshot import NoiseWatch, position, take_fork
 from lmc_lightning.branching.forks.streams import check_separable
 from lmc_lightning.branching.traces.averaging import LiveWeights, averaging
+from lmc_lightning.branching.traces.curves import Curves
 from lmc_lightning.branching.traces.evidence import DIGESTED_BATCHES, Evidence, chained, judge
 from lmc_lightning.core.glassbox import preserved_rng
 from lmc_lightning.core.structure import tensors_in
@@ -36,18 +37,16 @@ class Trunk:
         pl_module: its module.
         owner: the callback, for whose ``plan``, ``when`` and ``make_trainer`` this is.
         place: which one of several such callbacks of the Trainer that is.
-        saving: a context in which checkpoints are snapshots.
 
     Raises:
         ValueError: several processes without ``ddp``, a branch point past the end, a Trainer that cannot be read back.
         TypeError: something that children need cannot be copied.
     """
 
-    def __init__(self, trainer: Any, pl_module: Any, owner: Any, place: int, saving: Callable[[], Any]) -> None:
+    def __init__(self, trainer: Any, pl_module: Any, owner: Any, place: int) -> None:
         self.trainer, self.module = trainer, pl_module
         self.plan: Plan = within_reach(owner.plan, trainer)
         self._when: When = owner.when
-        self._saving = saving
         log_dir = trainer.log_dir  # a broadcast: on every rank
         check_processes(trainer, self._when)
         self._processes = processes_of(trainer)
@@ -82,17 +81,19 @@ class Trunk:
         self._warned: set[str] = set()
         self._measured = False
         self._claim = ExitStack()
+        self.curves = Curves(None)
+        self.is_forking = False  # whether a checkpoint that is being saved is a snapshot
         self.seconds_per_batch = 0.0
 
     @contextmanager
-    def guarded(self, doing: str, *, together: bool = True) -> Iterator[None]:
+    def guarded(self, doing: str, *, together: bool = True) -> Iterator["Trunk"]:
         """A measurement may fail, a training run may not: what goes wrong is recorded and warned of, once.
 
         On all processes, if they do it ``together``, which costs a sum over them.
         """
         try:
             with self._processes.agreed() if together else nullcontext():
-                yield
+                yield self
         except Exception as error:
             reason = f"cannot {doing}: {type(error).__name__}: {error}"
             self.family.trunk.reason = reason
@@ -108,7 +109,7 @@ class Trunk:
             refuse_persistent_workers(self.trainer)
         self._evidence.watch(self.trainer)
 
-    def begin(self, earlier: Path | None) -> None:
+    def begin(self, earlier: str | None) -> None:
         """Start the family, or go on with the one of the run that this one was resumed from.
 
         Args:
@@ -137,11 +138,13 @@ class Trunk:
             self.family.save()
             if not self.trainer.fast_dev_run:
                 self._write_blueprint()
+        path = self.family.curves_path(self.family.trunk) if self.family.writes else None
+        self.curves = Curves(path, self.trainer.global_step)
 
-    def _start(self, here: Position | None, earlier: Path | None) -> None:
+    def _start(self, here: Position | None, earlier: str | None) -> None:
         if is_claimed(self.family.folder, "trunk"):
             raise RuntimeError(f"another process trains the trunk of the family in {self.family.folder}")
-        start(self.family, self.plan, here, earlier)
+        start(self.family, self.plan, here, Path(earlier) if earlier else None)
 
     def _keeping(self) -> list[dict[str, Any]]:
         """At which epochs weights are kept, in plain values."""
@@ -164,11 +167,7 @@ class Trunk:
             self.family.configuration["blueprint"] = str(error)
             if self._when == "never":
                 rank_zero_warn(f"CheckpointBranching takes snapshots for other processes, but {error}")
-        size = snapshot_bytes(self.module, self.trainer.optimizers)
-        kept = weight_bytes(self.module)
-        line, fits = disk_use(
-            self.family.folder, len(self._open), size, num_kept(self.trainer, self.family, self.plan), kept
-        )
+        line, fits = disk_use(self.trainer, self.family, self.plan, len(self._open))
         (rank_zero_info if fits else rank_zero_warn)(line if fits else f"{line} It will not fit.")
 
     # -- while it trains ---------------------------------------------------------------------------------------------
@@ -202,15 +201,17 @@ class Trunk:
         self._open.remove(point)
         nodes = [child for child in self.family.children if child.label == point.label]
         fork = Fork(position(self.trainer), f"snapshots/{point.label}")
+        self.is_forking = True
         try:
             with self._processes.agreed():
-                folder, saving = self.family.folder, self._saving
-                take_fork(self.trainer, self._watch, fork, folder, saving, self._processes, mid_epoch=mid_epoch)
+                take_fork(self.trainer, self._watch, fork, self.family.folder, self._processes, mid_epoch=mid_epoch)
         except Exception as error:  # a fork may fail, the training may not
             reason = f"no snapshot: {type(error).__name__}: {error}"
             rank_zero_warn(f"CheckpointBranching cannot branch after {point.at} {point.axis}s, {reason}")
             self._mark(nodes, "missing", reason)
             return
+        finally:
+            self.is_forking = False
         self.family.forks[point.label], self._young[point.label] = fork, 0
         for node in nodes:
             node.branch_step = fork.position.step
@@ -247,6 +248,7 @@ class Trunk:
         """Digest what the epoch was, in ``on_train_epoch_end``."""
         self._live.end_epoch(self.module)
         self._evidence.end_epoch(self.trainer)
+        self.curves.write()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -288,6 +290,9 @@ class Trunk:
 
     def break_off(self, error: BaseException) -> None:
         """Note why the trunk did not come to its end."""
+        self.close()
+        with self.guarded("write the curves"):
+            self.curves.write()
         if self.family.trunk.status == "running":
             interrupted = not isinstance(error, Exception)
             self.family.trunk.status = "interrupted" if interrupted else "failed"
@@ -333,6 +338,9 @@ class Trunk:
             return
         self._children.run(unfinished, self.family.end, self.seconds_per_batch)
         self.family.refresh()
+        ended = [child for child in self.family.children if child.variant and child.status == "completed"]
+        idle = [child for child in ended if child.branch_step == child.end_step]
+        self._mark(idle, "completed", "nothing was done to it: the trunk ended there")
         with preserved_rng(), self._processes.agreed():
             self.family.save()
             for callback in self._readers():

@@ -2,13 +2,11 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pandas as pd
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
@@ -22,12 +20,12 @@ from lmc_lightning.callbacks.visits.agenda import Agenda
 from lmc_lightning.callbacks.visits.budget import Budget
 from lmc_lightning.callbacks.visits.examination import examine
 from lmc_lightning.callbacks.visits.reporting import Reporting
+from lmc_lightning.callbacks.visits.tolerance import OnError
 from lmc_lightning.callbacks.visits.visit import Pending, Visit, optimizer_states
-from lmc_lightning.core.collective import InterruptedMeasurementError
 from lmc_lightning.core.files import slug
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.shadow import Mode
-from lmc_lightning.recording import Measurement, Record, Recorder
+from lmc_lightning.recording import Measurement, Recorder
 from lmc_lightning.schedule import Axis, Schedule
 from lmc_lightning.types import BatchWeight, LossFn
 
@@ -82,7 +80,7 @@ class MeasurementCallback(Reporting, ABC):
         parameters: list[str] | None = None,
         batch_weight: BatchWeight | None = None,
         expose: bool = False,
-        on_error: Literal["record", "raise"] = "record",
+        on_error: OnError = "record",
         loss_fn: LossFn | None = None,
         mode: Mode = "eval",
         match_precision: bool = False,
@@ -103,31 +101,22 @@ class MeasurementCallback(Reporting, ABC):
         self._budget = Budget(max_overhead)
         self._recorder = Recorder(self.kind if name is None else f"{self.kind}_{slug(name)}")
         self._probes = Probes(self.splits, num_examples, probe_dataloader, seed)
-        self._agenda = Agenda()
+        self._agenda = Agenda(self._recorder)
         self._step, self._last_global_step = 0, 0
 
     @abstractmethod
     def measure(self, visit: Visit) -> Measurement:
         """The quantities of one visit. Runs inside the glass box, on a shadow; an exception becomes a record."""
 
-    @property
-    def failures(self) -> list[Record]:
-        """Visits that failed, with their reasons."""
-        return self._recorder.failures
-
-    def to_pandas(self, *, wide: bool = False) -> pd.DataFrame:
-        """The records as a table: a row per number, or per step with a column per key (``wide=True``)."""
-        return self._recorder.to_pandas(wide=wide)
-
-    def key(self, quantity: str) -> str:
-        """The logged name of a quantity."""
-        return f"{self.kind}/{quantity}" + (f"/{self.name}" if self.name else "")
+    def forget(self) -> None:
+        """Start without knowledge of another run; called in ``setup``."""
+        self._step, self._agenda, self.seconds = 0, Agenda(self._recorder), 0.0
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that this run can be measured, and ask for its probe set."""
         if stage != "fit":
             return
-        self._step, self._agenda, self.seconds = 0, Agenda(), 0.0
+        self.forget()
         check_trainer(trainer)
         check_names(trainer.callbacks, self)
         check_module(pl_module, loss_fn=self.loss_fn, captures=self._probes.captures(trainer))
@@ -199,7 +188,7 @@ class MeasurementCallback(Reporting, ABC):
         self._visit_pending(trainer, final=True)
         for visit in self._agenda.take():
             reason = ["The run ended before its probe set was complete.", *self._probes.errors]
-            self._fail(" ".join(reason), visit.step, visit.epoch)
+            self._agenda.fail(" ".join(reason), visit.step, visit.epoch)
         for error in [*self._recorder.errors, *self._probes.errors]:
             self._recorder.warn_once(error)
 
@@ -231,13 +220,8 @@ class MeasurementCallback(Reporting, ABC):
         """Take up a resumed run: what its file has beyond the checkpoint, and the visits that it left open."""
         earlier = self._recorder.read(self._step) if trainer.is_global_zero else []
         self._recorder.add_missing(trainer.strategy.broadcast(earlier))
-        left_open, self._agenda = self._agenda.open, Agenda()
-        for step, epoch in left_open:
-            if step == self._step:
-                self._recorder.drop_failures(step)
-                self._request(trainer, pl_module, epoch)
-            elif step < self._step and step not in self._recorder.steps:
-                self._fail("The run was interrupted before this visit was made.", step, epoch)
+        for epoch in self._agenda.reopen(self._step):
+            self._request(trainer, pl_module, epoch)
 
     def _request(self, trainer: Any, pl_module: Any, epoch: int) -> None:
         """Visit the present state, now or, while the probe set is awaited, later on a copy."""
@@ -245,7 +229,7 @@ class MeasurementCallback(Reporting, ABC):
         self._agenda.add(visit)
         self._visit_pending(trainer)
         if self._agenda.waiting:
-            with self._recorded_failure(visit):
+            with self._agenda.attempt(visit, self.on_error):
                 collective_of(trainer).agree(lambda: self._agenda.postpone(self._probes.num_examples))
 
     def _visit_pending(self, trainer: Any, *, final: bool = False) -> None:
@@ -262,39 +246,17 @@ class MeasurementCallback(Reporting, ABC):
         started, collective = self.clock(), collective_of(trainer, interruptible=False)
         effort = self._budget.effort(started, _measuring(trainer), self.min_effort, collective)
         if not effort:
-            self._skip(visit)
+            self._budget.skip()
+            self._agenda.skip(visit, self._budget.reason)
             return
-        with self._recorded_failure(visit):
+        with self._agenda.attempt(visit, self.on_error):
             examine = partial(self.examine, visit.module, probes, trainer=visit.trainer, optimizers=visit.optimizers)
             examine = partial(examine, step=visit.step, epoch=visit.epoch, effort=effort)
             measurement = collective_of(trainer).agree(examine)
-            self._recorder.warn_of_unconverged(measurement, visit.step, self.advice)
-            loggers = trainer.loggers if trainer.is_global_zero else ()
-            self._recorder.add(measurement, step=visit.step, epoch=visit.epoch, loggers=loggers)
-            self._agenda.close(visit.step, visit.epoch)
+            self._agenda.record(visit, measurement, trainer.loggers if trainer.is_global_zero else (), self.advice)
         seconds = self.clock() - started
         self.seconds += seconds
         self._budget.spend(effort, seconds)
-
-    def _skip(self, visit: Pending) -> None:
-        self._budget.skip()
-        reason = self._budget.reason
-        self._recorder.add_failure(reason, step=visit.step, epoch=visit.epoch, status="skipped")
-        self._agenda.close(visit.step, visit.epoch)
-        self._recorder.tell_once(reason, f"skips the visit at step {visit.step}: {reason}")
-
-    @contextmanager
-    def _recorded_failure(self, visit: Pending) -> Iterator[None]:
-        """A visit may fail, the run may not, unless asked to; one that was interrupted stays open for a resumed run."""
-        try:
-            yield
-        except InterruptedMeasurementError as error:
-            self._recorder.add_failure(str(error), step=visit.step, epoch=visit.epoch)
-            self._agenda.take()
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            self._fail(f"{type(error).__name__}: {error}", visit.step, visit.epoch)
 
     def examine(self, module: nn.Module, probes: Mapping[Split, ProbeSet], **options: Any) -> Measurement:
         """One measurement of a module on given probe sets; for the options see :func:`examine`."""
@@ -305,11 +267,6 @@ class MeasurementCallback(Reporting, ABC):
         names = ("loss_fn", "parameters", "batch_weight", "mode", "match_precision", "seed")
         own = {name: getattr(self, name) for name in names}
         return objective_of(module, batches, **own | {k: v for k, v in options.items() if v is not None})
-
-    def _fail(self, reason: str, step: int, epoch: int) -> None:
-        self._recorder.add_failure(reason, step=step, epoch=epoch)
-        self._recorder.warn_once(reason, f"at step {step} failed and training goes on: {reason}")
-        self._agenda.close(step, epoch)
 
     @property
     def state_key(self) -> str:

@@ -1,24 +1,21 @@
 """Exact forks of a run at chosen epochs or steps, trained on under other noise."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import pandas as pd
 from lightning.pytorch import Callback
 
+from lmc_lightning.branching.checks import refuse_same_names
 from lmc_lightning.branching.children.blueprint import MakeTrainer
-from lmc_lightning.branching.children.overrides import Override, Value
+from lmc_lightning.branching.children.overrides import Value
 from lmc_lightning.branching.family.lineage import Family
-from lmc_lightning.branching.family.plan import Intervention, Noise, Plan, When
+from lmc_lightning.branching.family.plan import Noise, Plan, When
 from lmc_lightning.branching.forks.snapshot import rewind_to_epoch_start
-from lmc_lightning.branching.internals import let_teardown_restore_signals
-from lmc_lightning.branching.traces.curves import Curves
+from lmc_lightning.branching.internals import signals_restored_by_teardown
 from lmc_lightning.branching.trunk import Trunk
-from lmc_lightning.callbacks.pairs.differences import paired_differences, report_differences
-from lmc_lightning.callbacks.perturbation import Perturbation
+from lmc_lightning.callbacks.pairs.differences import difference_charts, paired_differences, report_differences
+from lmc_lightning.callbacks.perturbation import intervention_of
 from lmc_lightning.loggers import Chart
 
 
@@ -106,23 +103,14 @@ class CheckpointBranching(Callback):
         when: When = "end",
         make_trainer: MakeTrainer | None = None,
     ) -> None:
-        super().__init__()
-        if epochs is None:
-            epochs = () if steps else (0, 1, 2, 5)
-        intervention = _intervention(perturb, override)
-        if noise is None:
-            noise = "fresh" if intervention is None else "same"
-        self.plan = Plan.of(epochs, steps, children, noise, seed, intervention)
+        self.plan = Plan.of(epochs, steps, children, noise, seed, intervention_of(perturb, override))
         if when not in get_args(When):
             raise ValueError(f"Expected when to be 'end', 'immediately' or 'never', got {when!r}.")
-        self.when: When = when
-        self.make_trainer = make_trainer
+        self.when, self.make_trainer = when, make_trainer
         self._trunk: Trunk | None = None
-        self._curves = Curves(None)
         self.logged: set[str] = set()
         """Keys of all differences that loggers have."""
-        self._saving = False
-        self._earlier: Path | None = None
+        self._earlier: str | None = None
 
     @property
     def family(self) -> Family:
@@ -139,30 +127,21 @@ class CheckpointBranching(Callback):
         Raises:
             RuntimeError: no ``fit`` has started with this callback.
         """
-        self._run_children(self._fitted())
-        return self.family
+        trunk = self._fitted()
+        trunk.run_children()
+        if self.plan.intervention is not None and trunk.family.writes and not trunk.trainer.fast_dev_run:
+            with trunk.guarded("compare the curves"):
+                report_differences(trunk.family, trunk.trainer, self.logged)
+        return trunk.family
 
     def charts(self) -> list[Chart]:
         """The differences of all children in one chart for each quantity."""
-        known = sorted({key.split("/k1_")[0] for key in self.logged})
-        if not known and self.plan.intervention is not None:
-            known = [f"{self.kind}/train_loss"]
-        return [Chart(f"{key.partition('/')[2]}, child − trunk", (f"{re.escape(key)}/.*",)) for key in known]
+        return difference_charts(self.logged, expected=self.plan.intervention is not None)
 
     @property
     def differences(self) -> pd.DataFrame:
         """Child − trunk at every step of those children to which something was done at the fork."""
         return paired_differences(self.family)
-
-    def _run_children(self, trunk: Trunk) -> None:
-        trunk.run_children()
-        for child in trunk.family.children:
-            if child.variant and child.status == "completed" and child.branch_step == child.end_step:
-                child.reason = "nothing was done to it: the trunk ended there"
-                trunk.family.save_child(child)
-        if self.plan.intervention is not None and trunk.family.writes and not trunk.trainer.fast_dev_run:
-            with trunk.guarded("compare the curves"):
-                report_differences(trunk.family, trunk.trainer, self.logged)
 
     @property
     def state_key(self) -> str:
@@ -175,20 +154,18 @@ class CheckpointBranching(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where the family of the earlier run is."""
-        self._earlier = Path(state_dict["family"]) if "family" in state_dict else None
+        self._earlier = state_dict.get("family")
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Copy what children are built from, before anything is trained."""
         if stage == "fit":
             branchings = [c for c in trainer.callbacks if isinstance(c, CheckpointBranching)]
             place = branchings.index(self)
-            if any(hasattr(callback, "measure_family") for callback in trainer.callbacks):
-                for other in branchings[:place]:
-                    _refuse_same_names(self.plan, other.plan)
+            refuse_same_names(self.plan, [earlier.plan for earlier in branchings[:place]], trainer.callbacks)
             if self.plan.intervention is not None:
                 self.plan.intervention.check_module(pl_module)
             self.logged.clear()
-            self._trunk = Trunk(trainer, pl_module, self, place, self._own_save)
+            self._trunk = Trunk(trainer, pl_module, self, place)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what is to be done to the children, now that there are optimizers."""
@@ -197,46 +174,38 @@ class CheckpointBranching(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the family."""
-        trunk = self._fitted()
-        with trunk.guarded("start the family"):
+        with self._fitted().guarded("start the family") as trunk:
             trunk.begin(self._earlier)
-            path = trunk.family.curves_path(trunk.family.trunk) if trunk.family.writes else None
-            self._curves = Curves(path, trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Keep weights and take a snapshot, where either is due."""
-        trunk = self._fitted()
-        with trunk.guarded("keep weights"):
+        with self._fitted().guarded("keep weights") as trunk:
             trunk.begin_epoch()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Digest the first batches of each epoch."""
-        trunk = self._fitted()
-        with trunk.guarded("digest a batch", together=False):
+        with self._fitted().guarded("digest a batch", together=False) as trunk:
             trunk.see_batch(batch, batch_idx)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note the loss."""
-        with self._fitted().guarded("note the loss", together=False):
-            self._curves.see_batch(trainer, outputs)
+        with self._fitted().guarded("note the loss", together=False) as trunk:
+            trunk.curves.see_batch(trainer, outputs)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note the metrics."""
         if trainer.state.fn == "fit":
-            with self._fitted().guarded("note the metrics", together=False):
-                self._curves.see_validation(trainer)
+            with self._fitted().guarded("note the metrics", together=False) as trunk:
+                trunk.curves.see_validation(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Digest the order of the epoch."""
-        trunk = self._fitted()
-        with trunk.guarded("digest an epoch"):
+        with self._fitted().guarded("digest an epoch") as trunk:
             trunk.end_epoch()
-            self._curves.write()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Keep the last weights."""
-        trunk = self._fitted()
-        with trunk.guarded("keep the last weights"):
+        with self._fitted().guarded("keep the last weights") as trunk:
             trunk.end_training()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -245,33 +214,19 @@ class CheckpointBranching(Callback):
         trunk.close()
         if trunk.family.trunk.status == "running":  # and not a fit without a single batch
             trunk.complete()
-            try:
-                if self.when != "never":
-                    self._run_children(trunk)
-            except KeyboardInterrupt:
-                let_teardown_restore_signals(trainer)
-                raise
+            if self.when != "never":
+                with signals_restored_by_teardown(trainer):
+                    self.run_children()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Note that the trunk ended here."""
         if self._trunk is not None:
-            self._trunk.close()
-            with self._trunk.guarded("write the curves"):
-                self._curves.write()
             self._trunk.break_off(exception)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Correct the loop state of our own snapshots; other checkpoints are none of our business."""
-        if self._saving:
+        if self._trunk is not None and self._trunk.is_forking:
             rewind_to_epoch_start(checkpoint)
-
-    @contextmanager
-    def _own_save(self) -> Iterator[None]:
-        self._saving = True
-        try:
-            yield
-        finally:
-            self._saving = False
 
     def _fitted(self) -> Trunk:
         if self._trunk is None:
@@ -283,31 +238,10 @@ class CheckpointBranching(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the live run, whose trainer neither pickles nor copies."""
-        return {**self.__dict__, "_trunk": None, "_curves": Curves(None)}
+        return {**self.__dict__, "_trunk": None}
 
     def __repr__(self) -> str:
         given = {**vars(self.plan), "when": self.when}
         usual = {"steps": (), "intervention": None, "when": "end"}
-        told = {name: value for name, value in given.items() if name not in usual or usual[name] != value}
-        arguments = ", ".join(f"{name}={value!r}" for name, value in told.items())
-        return f"CheckpointBranching({arguments})" + (f"\n{self.family!r}" if self._trunk else "")
-
-
-def _refuse_same_names(plan: Plan, other: Plan) -> None:
-    shared = {node.name for node in plan.nodes()} & {node.name for node in other.nodes()}
-    if shared:
-        raise ValueError(
-            f"Two CheckpointBranching callbacks have children called {min(shared)}, whose barriers would share their "
-            "keys. Use other branch points or sizes, or children= of one of them."
-        )
-
-
-def _intervention(perturb: Mapping[str, Any] | None, override: Mapping[str, Value] | None) -> Intervention | None:
-    if perturb is not None and override is not None:
-        raise ValueError(
-            "Expected one intervention, got perturb and override, whose effects could not be told apart. Use two "
-            "CheckpointBranching callbacks."
-        )
-    if override is not None:
-        return Override(override)
-    return None if perturb is None else Perturbation.of(perturb)
+        told = (f"{name}={value!r}" for name, value in given.items() if name not in usual or usual[name] != value)
+        return f"CheckpointBranching({', '.join(told)})" + (f"\n{self.family!r}" if self._trunk else "")

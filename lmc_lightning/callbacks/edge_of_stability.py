@@ -89,8 +89,8 @@ class EdgeOfStability(MeasurementCallback):
         theta = whole.theta()
         full, gradient, spent = self._full_batch(visit, whole, theta)
         batches = batch_statistics(batched, theta, gradient if batched.num_examples == whole.num_examples else None)
-        before = self._last_steps.take(visit.step)
-        update = None if before is None else update_prediction(whole, before.to(theta), theta)
+        before = self._last_steps.take(visit.step, theta)
+        update = None if before is None else update_prediction(whole, before, theta)
         status = self._second_order.status(full.converged)
         return Measurement(
             tuple(stability_quantities(self.key, full, batches, update, status)),
@@ -105,8 +105,7 @@ class EdgeOfStability(MeasurementCallback):
                 "num_batches": batches.num_batches,
                 "num_matvecs": spent["num_matvecs"] + 1 + (update is not None),
                 "num_gradients": spent["num_gradients"] + batches.num_gradients + (update is not None),
-                "self_check": self._second_order.evidence,
-                "second_order": whole.second_order,
+                **self._second_order.evidence(whole),
                 "not_reported": dict(not_reported(full, batches, update)),
             },
         )
@@ -150,11 +149,8 @@ class EdgeOfStability(MeasurementCallback):
         if size and self.batch_size is None and visit.trainer is not None and not batch_norm:
             size *= visit.trainer.accumulate_grad_batches
         given, exact = visit.objective.batches, checked.second_order == "autograd"
-        return self.objective(
-            visit.module,
+        return visit.loss_on(
             equal_batches(given, size) if size else given,
-            trainer=visit.trainer,
-            loss_fn=visit.loss_fn,
             mode="train" if batch_norm else None,
             keep_batches=True,
             memory_budget=visit.objective.memory_budget,
@@ -162,9 +158,9 @@ class EdgeOfStability(MeasurementCallback):
             dtype=None if exact else torch.float64,
         )
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forget the last run's parameters and batch size."""
-        super().setup(trainer, pl_module, stage)
+    def forget(self) -> None:
+        """Forget parameters and batch size of another run too."""
+        super().forget()
         self._second_order.check, self._seen, self._last_steps = None, None, LastSteps(self.parameters)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

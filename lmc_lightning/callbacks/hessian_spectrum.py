@@ -1,20 +1,16 @@
 """Eigenvalues, trace and density of the Hessian while a network trains."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
-
-from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.spectrum.attribution import attribute
-from lmc_lightning.callbacks.spectrum.figures import draw_block_densities, draw_density
+from lmc_lightning.callbacks.spectrum.figures import spectrum_pictures
+from lmc_lightning.callbacks.spectrum.last_visit import LastVisit
 from lmc_lightning.callbacks.spectrum.options import check_choices, check_limits, check_numbers
 from lmc_lightning.callbacks.spectrum.quantities import (
-    block_arrays,
-    cost_evidence,
     spectrum_arrays,
     spectrum_charts,
+    spectrum_evidence,
     spectrum_quantities,
 )
 from lmc_lightning.callbacks.visits.common import Common, Unpack
@@ -23,12 +19,11 @@ from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.hvp import CurvatureProduct
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.curvature.blocks import Blocks
-from lmc_lightning.landscape.curvature.exact_trace import ExactnessCheck
 from lmc_lightning.landscape.curvature.result import SpectrumResult
 from lmc_lightning.landscape.curvature.spectrum import Operator, spectrum
 from lmc_lightning.landscape.curvature.stability import Stability, stability
 from lmc_lightning.loggers import Band, Chart
-from lmc_lightning.recording import Measurement, Quantity
+from lmc_lightning.recording import Measurement
 
 
 class HessianSpectrum(MeasurementCallback):
@@ -160,31 +155,30 @@ class HessianSpectrum(MeasurementCallback):
             "block_size": block_size,
         }
         self._second_order = SecondOrder(self, of_outputs=operator != "hessian")
-        self._last_vectors: Tensor | None = None
-        self._exactness: ExactnessCheck | None = None
+        self._last_visit = LastVisit()
 
     def measure(self, visit: Visit) -> Measurement:
         """The spectrum at this visit."""
-        objective = self._second_order.objective(visit)
-        theta, limits = objective.theta(), list[Stability]()
-
-        def follow_up(product: CurvatureProduct, result: SpectrumResult) -> None:
-            limits.append(self._stability(visit, product, result))
-
+        objective, limits = self._second_order.objective(visit), list[Stability]()
+        theta = objective.theta()
         result = spectrum(
             objective,
             theta,
             num_probes=visit.scaled(self.num_probes),
             generator=visit.generator,
-            previous=self._previous(visit, theta),
             warm=self.warm_start,
-            exactness=self._exactness if visit.trainer is not None else None,
             progress=visit.progress,
-            follow_up=follow_up,
+            follow_up=lambda product, result: limits.append(self._stability(visit, product, result)),
+            **self._last_visit.known(visit, len(theta)),
             **self._options,
         )
-        self._remember(visit, result)
-        measurement = self._measurement(visit, objective, result, limits[0])
+        self._last_visit.keep(visit, result)
+        measurement = Measurement(
+            tuple(spectrum_quantities(result, limits[0], self.key, self._second_order.status)),
+            evidence=spectrum_evidence(result, limits[0]) | self._second_order.evidence(objective),
+            arrays=spectrum_arrays(result, self.key, eigenvectors=self.keep_eigenvectors),
+            **(spectrum_pictures(result, self.key, self.operator, visit) if self.density else {}),
+        )
         if not self.attribution:
             return measurement
         return attribute(objective, theta, result, self.operator).added_to(measurement, self.key, visit.epoch)
@@ -193,41 +187,6 @@ class HessianSpectrum(MeasurementCallback):
         """λ_max and trace with their errors, and what belongs to them."""
         further = {"blocks": self._options["blocks"] is not None, "attribution": self.attribution}
         return spectrum_charts(self.key, self.tag, signed=self.operator == "hessian", **further)
-
-    def _measurement(self, visit: Visit, objective: Objective, result: SpectrumResult, limit: Stability) -> Measurement:
-        quantities = list(spectrum_quantities(result, self.key, self._second_order.status))
-        if limit.value is not None:
-            status = self._second_order.status(limit.converged)
-            residual = {} if limit.residual is None else {"residual": limit.residual}
-            quantities.append(Quantity(self.key("stability"), limit.value, evidence=residual, status=status))
-        drawn = self.density and result.quadrature is not None and result.eigenpairs is not None
-        return Measurement(
-            tuple(quantities),
-            evidence={
-                **cost_evidence(result),
-                "gradient_norm": result.gradient_norm,
-                "converged": result.converged,
-                "num_params": result.num_params,
-                "no_stability": limit.reason,
-                "self_check": self._second_order.evidence,
-                "second_order": objective.second_order,
-            },
-            histograms={self.key("ritz_values"): result.eigenpairs.ritz_values.numpy()} if drawn else {},  # type: ignore[union-attr]
-            figures=self._figures(visit, result) if drawn else {},
-            arrays=self._arrays(result),
-        )
-
-    def _arrays(self, result: SpectrumResult) -> dict[str, dict[str, Any]]:
-        of_blocks = {self.key("block_density"): block_arrays(result.blocks)} if result.blocks else {}
-        of_pairs = {self.key("eigenvectors"): spectrum_arrays(result)} if self.keep_eigenvectors else {}
-        return of_blocks | of_pairs
-
-    def _figures(self, visit: Visit, result: SpectrumResult) -> dict[str, Callable[[], Any]]:
-        shown = (result, self.operator, visit.epoch, visit.objective.num_examples)
-        figures: dict[str, Callable[[], Any]] = {self.key("density"): partial(draw_density, *shown)}
-        if result.blocks:
-            figures[self.key("block_density")] = partial(draw_block_densities, *shown)
-        return figures
 
     def _stability(self, visit: Visit, product: CurvatureProduct, result: SpectrumResult) -> Stability:
         if self.operator != "hessian":
@@ -242,26 +201,12 @@ class HessianSpectrum(MeasurementCallback):
             max_basis=result.cost.max_basis,
         )
 
-    def _previous(self, visit: Visit, theta: Tensor) -> Tensor | None:
-        """The last visit's eigenvectors, where it was one of this run and of as many parameters."""
-        known = self._last_vectors
-        return known if visit.trainer is not None and known is not None and known.shape[1] == len(theta) else None
-
-    def _remember(self, visit: Visit, result: SpectrumResult) -> None:
-        self._exactness, pairs = result.exactness, result.eigenpairs
-        small = pairs is not None and pairs.eigenvectors.nbytes <= result.cost.memory_budget // 2
-        self._last_vectors = pairs.eigenvectors.cpu() if pairs and small and visit.trainer is not None else None
-
     def objective(self, *arguments: Any, **options: Any) -> Objective:
         """The module's loss on given batches, under this callback's memory budget and in its chunks too."""
         own = {"memory_budget": self.memory_budget, "chunk_size": self.chunk_size}
         return super().objective(*arguments, **{**own, **options})
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def forget(self) -> None:
         """Check second derivatives anew in every run, and start it without knowledge of another."""
-        super().setup(trainer, pl_module, stage)
-        self._second_order.check, self._last_vectors, self._exactness = None, None, None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without eigenvectors, which belong to the run that goes on."""
-        return {**super().__getstate__(), "_last_vectors": None}
+        super().forget()
+        self._second_order.check, self._last_visit = None, LastVisit()

@@ -113,11 +113,10 @@ class InterpolationBarrier(PairMeasurement):
             # The start is what distances are relative to: the family keeps the weights that somebody asks for.
             self.schedule = replace(self.schedule, points=self.schedule.points | {0})
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forget the last run."""
-        if stage == "fit":
-            self.attributions.clear()
-        super().setup(trainer, pl_module, stage)
+    def forget(self) -> None:
+        """Forget the pairs of another run too."""
+        super().forget()
+        self.attributions.clear()
 
     def _comparison(
         self,

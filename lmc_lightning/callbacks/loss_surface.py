@@ -144,15 +144,17 @@ class LossSurface(MeasurementCallback):
             return None
         pool = self._probes.get("train", STATISTICS_EXAMPLES)
         batches = visit.objective.batches if pool is None else pool.batches
-        options: dict[str, Any] = {"trainer": visit.trainer, "loss_fn": visit.loss_fn}
-        return self.objective(visit.module, batches, mode="train", keep_batches=True, **options)
+        return visit.loss_on(batches, mode="train", keep_batches=True)
+
+    def forget(self) -> None:
+        """Forget the surfaces of another run too."""
+        super().forget()
+        self.surfaces, self._second_order.check = {}, None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Start without surfaces of another run."""
-        if stage == "fit":
-            self.surfaces, self._second_order.check = {}, None
-            if self.batch_stats == "recompute" and has_batch_norm(pl_module):
-                self._probes.reserve = STATISTICS_EXAMPLES
+        """Ask for the training examples of BatchNorm's statistics too."""
+        if stage == "fit" and self.batch_stats == "recompute" and has_batch_norm(pl_module):
+            self._probes.reserve = STATISTICS_EXAMPLES
         super().setup(trainer, pl_module, stage)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

@@ -99,11 +99,10 @@ class ModeConnectivity(PairMeasurement):
         """Of the files of a family's tables, beside those of an ``InterpolationBarrier``."""
         return self.kind if self.name is None else f"{self.kind}_{self.name}"
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forget the last run."""
-        if stage == "fit":
-            self._lines.clear()
-        super().setup(trainer, pl_module, stage)
+    def forget(self) -> None:
+        """Forget the pairs of another run too."""
+        super().forget()
+        self._lines.clear()
 
     def _comparison(
         self,

@@ -10,6 +10,8 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from lmc_lightning.branching.children.overrides import Override, Value
+from lmc_lightning.branching.family.plan import Intervention
 from lmc_lightning.branching.internals import loaders
 from lmc_lightning.callbacks.bridge.guards import check_choice
 from lmc_lightning.callbacks.bridge.objectives import objective_of
@@ -125,6 +127,22 @@ class Perturbation:
             gradient = objective.grad(objective.theta()).to("cpu", torch.float64)
         about = {"batch_digest": digest([b.batch for b in batches]), "loss": objective.baseline.loss}
         return gradient, about | {"gradient_norm": float(gradient.norm())}
+
+
+def intervention_of(perturb: Mapping[str, Any] | None, override: Mapping[str, Value] | None) -> Intervention | None:
+    """What is done to a child by the arguments of a :class:`CheckpointBranching`, if anything.
+
+    Raises:
+        ValueError: two things would be, or one that there is not.
+    """
+    if perturb is not None and override is not None:
+        raise ValueError(
+            "Expected one intervention, got perturb and override, whose effects could not be told apart. Use two "
+            "CheckpointBranching callbacks."
+        )
+    if override is not None:
+        return Override(override)
+    return None if perturb is None else Perturbation.of(perturb)
 
 
 def _one_batch(trainer: Any, pl_module: Any, num_examples: int | None, seed: int) -> list[StepBatch]:

@@ -91,11 +91,10 @@ class RepresentationSimilarity(StatePairs):
         self.similarities: dict[tuple[str, int], Similarity] = {}
         """Full results by (key of the mean, step)."""
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forget the last run."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self.similarities.clear()
+    def forget(self) -> None:
+        """Forget the pairs of another run too."""
+        super().forget()
+        self.similarities.clear()
 
     def _comparison(
         self,

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.visits.common import Common, Unpack
 from lmc_lightning.callbacks.visits.last_step import LastSteps
 from lmc_lightning.callbacks.visits.visit import Visit
+from lmc_lightning.core.chunks import are_cut
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.structure import leading_size
 from lmc_lightning.landscape.sharpness.family import (
@@ -149,15 +148,20 @@ class Sharpness(MeasurementCallback):
 
     def measure(self, visit: Visit) -> Measurement:
         """The sharpness at this visit."""
-        objective = self._recut(visit) if self.logit_normalized else visit.objective
+        objective = chunked = visit.objective
+        if self.logit_normalized:
+            objective = chunked = self._recut(visit, leading_size(objective.batches[0]))
+        by_chunks = set(self.measures) & set(CHUNK_MEASURES)
+        if by_chunks and not objective.collective.everywhere(are_cut(objective.batches, self.m)):
+            chunked = self._recut(visit, self.m)
         result = sharpness(
             objective,
             visit.theta,
             self.measures,
             replace(self.settings, num_samples=visit.scaled(self.settings.num_samples)),
             seed=self.seed,
-            chunked=self._in_chunks(visit, objective),
-            before=self._before(visit),
+            chunked=chunked,
+            before=self._last_steps.take(visit.step, visit.theta),
             progress=visit.progress,
         )
         return Measurement(
@@ -183,13 +187,14 @@ class Sharpness(MeasurementCallback):
         status: Status = "ok" if found.converged else "not_converged"
         return Quantity(key, found.value, found.stderr, unit=found.unit, evidence=evidence, status=status)
 
-    def _before(self, visit: Visit) -> Tensor | None:
-        before = self._last_steps.take(visit.step)
-        return None if before is None else before.to(visit.theta)
+    def _recut(self, visit: Visit, chunk_size: int | None) -> Objective:
+        """The visit's loss once more, in other chunks, or of normalised logits."""
+        wrap = with_normalized_logits if self.logit_normalized else None
+        return visit.loss_on(visit.objective.batches, chunk_size=chunk_size, wrap=wrap)
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forget the steps of the last run."""
-        super().setup(trainer, pl_module, stage)
+    def forget(self) -> None:
+        """Forget the steps of another run too."""
+        super().forget()
         self._last_steps = LastSteps(self.parameters)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -198,22 +203,3 @@ class Sharpness(MeasurementCallback):
         wanted = self.settings.direction == "update" and "critical_sharpness" in self.measures
         if wanted and self.leads_to_a_visit(trainer):
             self._last_steps.keep(self._step + 1, pl_module)
-
-    def _in_chunks(self, visit: Visit, objective: Objective) -> Objective:
-        """The same loss in chunks of m, if a measure needs them."""
-        if not set(self.measures) & set(CHUNK_MEASURES):
-            return objective
-        sizes = [leading_size(batch) for batch in objective.batches]
-        cut = all(size == self.m for size in sizes[:-1]) and sizes[-1] is not None and sizes[-1] <= self.m
-        return objective if objective.collective.everywhere(cut) else self._recut(visit, self.m)
-
-    def _recut(self, visit: Visit, chunk_size: int | None = None) -> Objective:
-        """The visit's loss once more, in other chunks, or of normalised logits."""
-        return self.objective(
-            visit.module,
-            visit.objective.batches,
-            trainer=visit.trainer,
-            loss_fn=visit.loss_fn,
-            chunk_size=chunk_size or leading_size(visit.objective.batches[0]),
-            wrap=with_normalized_logits if self.logit_normalized else None,
-        )

@@ -3,28 +3,26 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from math import isnan
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.trajectory.families import family_trajectories
 from lmc_lightning.callbacks.trajectory.figures import trajectory_pictures
+from lmc_lightning.callbacks.trajectory.options import check_trajectory
+from lmc_lightning.callbacks.trajectory.quantities import loss_column, stride_quantities
 from lmc_lightning.callbacks.trajectory.snapshots import Snapshots
 from lmc_lightning.callbacks.visits.common import Common, Unpack
+from lmc_lightning.callbacks.visits.tolerance import tolerated
 from lmc_lightning.callbacks.visits.visit import NO_DERIVATIVES, Visit
-from lmc_lightning.core.files import slug
 from lmc_lightning.core.glassbox import glass_box
-from lmc_lightning.core.params import ParameterLayout, parameter_layout
-from lmc_lightning.core.shadow import LOW_PRECISION
-from lmc_lightning.landscape.trajectory.components import Components, PlaneLosses, Trajectory, pca_plane, plane_losses
-from lmc_lightning.landscape.trajectory.sketch import count_sketch
+from lmc_lightning.landscape.trajectory.components import Trajectory, pca_plane, plane_losses
 from lmc_lightning.loggers import Chart
-from lmc_lightning.recording import Measurement, Quantity
-from lmc_lightning.schedule import Schedule
+from lmc_lightning.recording import Measurement
+from lmc_lightning.schedule import Axis, Schedule
 
 MIN_SNAPSHOTS = 3
 """That span a plane."""
@@ -81,21 +79,12 @@ class WeightTrajectory(MeasurementCallback):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        if dimension is not None and dimension < 2:
-            raise ValueError(f"Expected dimension of at least 2 or None (the weights themselves), got {dimension}.")
-        if loss_points and (loss_points < 2 or dimension is not None):
-            raise ValueError(
-                f"Expected loss_points of at least 2, on a plane of weights, got {loss_points} with "
-                f"dimension={dimension}."
-            )
+        check_trajectory(dimension, loss_points)
         self.dimension, self.loss_points, self.tsne = dimension, loss_points, tsne
         every = record_every_n_train_steps
         self.recording = None if every is None else Schedule.from_arguments(every_n_train_steps=every)
-        self.snapshots = Snapshots()
-        self._layout: ParameterLayout | None = None
+        self.snapshots = Snapshots(self.parameters, dimension, self.seed)
         self._earlier: list[Any] = []
-
-    # -- recording ---------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that the loss on the plane can be had.
@@ -111,74 +100,33 @@ class WeightTrajectory(MeasurementCallback):
         """Record the start, or go on with the way of a resumed run."""
         resumed = bool(trainer.global_step and self._step)
         directory = self._recorder.directory
-        folder = (
-            None if directory is None else directory / (f"trajectory_{slug(self.name)}" if self.name else "trajectory")
-        )
-        self.snapshots.begin(folder, keeps=trainer.is_global_zero)
-        self._layout = None
+        self.snapshots.begin(directory and directory / self._recorder.kind, keeps=trainer.is_global_zero)
         if resumed:
-            self._resume()
-        if not self.snapshots.walk.strides:
+            lost = f"The way up to step {self._step} is lost"
+            with tolerated(lambda why: self._recorder.warn_once(f"{lost}: {why}"), "record"):
+                self.snapshots.resume(self._earlier)
+        if self.snapshots.step is None:
             self._record(pl_module, self._step if resumed else trainer.global_step)
         super().on_train_start(trainer, pl_module)
 
-    def _resume(self) -> None:
-        try:
-            self.snapshots.resume(self._earlier)
-        except Exception as error:
-            self._recorder.warn_once(f"The way up to step {self._step} is lost: {type(error).__name__}: {error}")
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Record this step if it is due, and visit it."""
-        step = self._step + 1
-        due = self.is_due("step", step) or (self.recording is not None and self.recording.is_due("step", step))
-        if due and trainer.global_step != self._last_global_step:
-            self._record(pl_module, step)
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Record the completed epoch if it is due, and visit it."""
-        due = trainer.fast_dev_run or self.is_due("epoch", trainer.current_epoch + 1)
-        if trainer.is_last_batch and due:
+    def visit_if_due(self, trainer: Any, pl_module: Any, axis: Axis, count: int) -> None:
+        """Record the state if that or a visit is due, then visit it."""
+        only = trainer.fast_dev_run and axis == "epoch"
+        if only or self.is_due(axis, count) or (self.recording is not None and self.recording.is_due(axis, count)):
             self._record(pl_module, self._step)
-        super().on_train_epoch_end(trainer, pl_module)
+        super().visit_if_due(trainer, pl_module, axis, count)
 
     def _record(self, module: nn.Module, step: int) -> None:
-        strides = self.snapshots.walk.strides
-        if strides and strides[-1].step == step:
-            return
-        started = self.clock()
-        with self._tolerated(f"recording at step {step}"):
-            if self._layout is None:
-                self._layout = parameter_layout(module, self.parameters)
-            theta = self._layout.flatten(dict(module.named_parameters())).cpu()
-            self.snapshots.add(step, self._kept(theta.float() if theta.dtype in LOW_PRECISION else theta))
-        self.seconds += self.clock() - started
-
-    def _kept(self, theta: Tensor) -> Tensor:
-        return theta if self.dimension is None else count_sketch(theta, self.dimension, self.seed)
-
-    # -- visits ------------------------------------------------------------------------------------------------------
+        if self.snapshots.step != step:
+            with self._aside(f"recording at step {step}"):
+                self.snapshots.add(step, module)
 
     def measure(self, visit: Visit) -> Measurement:
         """The way up to this visit, as it was recorded."""
-        found = self.snapshots.walk.at(visit.step)
-        if found is None:
-            raise RuntimeError(
-                f"The weights of step {visit.step} were not recorded. Only a run has a way of its weights."
-            )
-        number, stride = found
-        values = {
-            "distance_from_start": stride.distance,
-            "path_length": stride.path,
-            "step_length": stride.length,
-            "step_cosine": stride.cosine,
-            "norm": stride.norm,
-        }
-        quantities = tuple(Quantity(self.key(name), value) for name, value in values.items() if not isnan(value))
+        number, stride = self.snapshots.up_to(visit.step)
         start = self.snapshots.walk.strides[0].step
         evidence = {"num_snapshots": number, "start_step": start, "dimension": self.dimension, **NO_DERIVATIVES}
-        return Measurement(quantities, evidence=evidence)
+        return Measurement(tuple(stride_quantities(stride, self.key)), evidence=evidence)
 
     def charts(self) -> list[Chart]:
         """Way and distance together, and the steps."""
@@ -189,8 +137,6 @@ class WeightTrajectory(MeasurementCallback):
             Chart("norm of the weights", (self.tag("norm"),)),
         ]
 
-    # -- the end -----------------------------------------------------------------------------------------------------
-
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the end, and draw the way."""
         self._record(pl_module, self._step)
@@ -199,14 +145,9 @@ class WeightTrajectory(MeasurementCallback):
         for error in self.snapshots.errors:
             self._recorder.warn_once(error)
         if trainer.is_global_zero and len(self.snapshots) >= MIN_SNAPSHOTS:
-            started = self.clock()
-            with self._tolerated("drawing the way"):
+            with self._aside("drawing the way"):
                 run = self.snapshots.trajectory()
-                losses = {r.step: r.evidence.get("probe_loss") for r in self.results if r.is_measured}
-                known = [losses.get(step) for step in run.steps]
-                columns = {} if None in known else {"loss": known}
-                self._draw([run], "", trainer, pl_module, trainer.current_epoch, columns)
-            self.seconds += self.clock() - started
+                self._draw([run], trainer, pl_module, trainer.current_epoch, columns=loss_column(run, self.results))
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Write what was recorded."""
@@ -215,23 +156,15 @@ class WeightTrajectory(MeasurementCallback):
 
     def measure_family(self, family: Family, trainer: Any, pl_module: Any) -> None:
         """Draw the trunk and its children on one plane."""
-        started = self.clock()
-        with self._tolerated("drawing the family"):
+        with self._aside("drawing the family"):
             runs = family_trajectories(family, pl_module, self.parameters)
-            runs = [replace(run, points=torch.stack([self._kept(p) for p in run.points])) for run in runs]
-            self._draw(runs, "/family", trainer, pl_module, family.end.epoch)
+            runs = [replace(run, points=torch.stack([*map(self.snapshots.sketched, run.points)])) for run in runs]
+            self._draw(runs, trainer, pl_module, family.end.epoch, "/family")
         for logger in trainer.loggers:
             logger.save()
-        self.seconds += self.clock() - started
 
     def _draw(
-        self,
-        runs: list[Trajectory],
-        suffix: str,
-        trainer: Any,
-        pl_module: Any,
-        epoch: int,
-        columns: dict[str, list[Any]] | None = None,
+        self, runs: list[Trajectory], trainer: Any, pl_module: Any, epoch: int, suffix: str = "", **shown: Any
     ) -> None:
         with glass_box():
             try:
@@ -239,33 +172,25 @@ class WeightTrajectory(MeasurementCallback):
             except ValueError as error:
                 self._recorder.tell_once(str(error), f"draws no plane: {error}")
                 return
-            measurement = trajectory_pictures(
-                plane,
-                suffix=(f"/{self.name}" if self.name else "") + suffix,
-                losses=self._losses(plane, trainer, pl_module) if self.loss_points else None,
-                with_tsne=self.tsne,
-                columns=columns,
-                caption=f"sketches of {self.dimension} numbers" if self.dimension else "",
-            )
-            self._recorder.add(measurement, step=self._step, epoch=epoch, loggers=trainer.loggers)
-
-    def _losses(self, plane: Components, trainer: Any, pl_module: nn.Module) -> PlaneLosses | None:
-        sets = self._probe_sets(trainer, final=True)
-        if sets is None:
-            return None
-        objective = self.objective(pl_module, sets["train"].batches, trainer=trainer)
-        return plane_losses(objective, plane, num_points=self.loss_points)
+            sets = self._probe_sets(trainer, final=True) if self.loss_points else None
+            losses = None
+            if sets is not None:
+                objective = self.objective(pl_module, sets["train"].batches, trainer=trainer)
+                losses = plane_losses(objective, plane, num_points=self.loss_points)
+            suffix = f"/{self.name}{suffix}" if self.name else suffix
+            caption = f"sketches of {self.dimension} numbers" if self.dimension else ""
+            shown |= {"losses": losses, "with_tsne": self.tsne, "caption": caption}
+            drawn = trajectory_pictures(plane, suffix=suffix, **shown)
+            self._recorder.add(drawn, step=self._step, epoch=epoch, loggers=trainer.loggers)
 
     @contextmanager
-    def _tolerated(self, doing: str) -> Iterator[None]:
-        try:
+    def _aside(self, doing: str) -> Iterator[None]:
+        """Beside the visits: the time is counted, and failures are warned of, unless they are to be raised."""
+        started = self.clock()
+        failed = f"{doing} failed and training goes on"
+        with tolerated(lambda why: self._recorder.warn_once(f"{failed}: {why}"), self.on_error):
             yield
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            self._recorder.warn_once(f"{doing} failed and training goes on: {type(error).__name__}: {error}")
-
-    # -- state -------------------------------------------------------------------------------------------------------
+        self.seconds += self.clock() - started
 
     def state_dict(self) -> dict[str, Any]:
         """The records, and names and digests of the files of weights."""

@@ -82,20 +82,26 @@ def rechunk(batches: Sequence[Batch], size: int, mean_loss: Callable[[Sequence[B
         size: examples a chunk.
         mean_loss: the weighted mean loss of a list of batches; called on the first few, before and after.
     """
-    sizes = [leading_size(b) for b in batches]
-    if all(n == size for n in sizes[:-1]) and sizes[-1] is not None and sizes[-1] <= size:
-        half = -(-(sizes[0] or 2) // 2)
+    first = leading_size(batches[0]) or 0
+    if are_cut(batches, size):
+        half = -(-(first or 2) // 2)
         return Chunks(tuple(batches), _is_additive(batches[:1], half, mean_loss))
     try:
         chunks = _split(_joined(batches), size)
     except NotSliceableError:
         return Chunks(tuple(batches), additive=False)
-    if (sizes[0] or 0) > 2 * size:  # two chunks tell as well as many, where the step takes them
+    if first > 2 * size:  # two chunks tell as well as many, where the step takes them
         few = [first_examples(batches[0], 2 * size)]
         additive = _is_additive(few, size, partial(_mean_loss_if_possible, mean_loss))
     else:
         additive = _is_additive(batches[:_CHECKED_BATCHES], size, mean_loss)
     return Chunks(tuple(chunks) if additive else tuple(batches), additive)
+
+
+def are_cut(batches: Sequence[Batch], size: int) -> bool:
+    """Whether batches are chunks of ``size`` already, but for a shorter last one."""
+    *others, last = [leading_size(b) for b in batches]
+    return all(n == size for n in others) and last is not None and last <= size
 
 
 def _is_additive(batches: Sequence[Batch], size: int, mean_loss: Callable[[Sequence[Batch]], float]) -> bool:

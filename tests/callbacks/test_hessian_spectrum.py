@@ -409,7 +409,7 @@ def test_a_run_knows_nothing_of_an_earlier_one_nor_a_copy_of_the_original() -> N
         assert (values_at(again, 0), values_at(again, 6)) == first
     single = HessianSpectrum(num_eigenvalues=2, num_probes=0)
     assert measure(module, batches(), [callback]) == measure(module, batches(), [single])
-    assert pickle.loads(pickle.dumps(callback))._last_vectors is None
+    assert pickle.loads(pickle.dumps(callback))._last_visit.vectors is None
 
 
 def test_visits_that_waited_for_the_probe_set_start_from_one_another_in_order() -> None:

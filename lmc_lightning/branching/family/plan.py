@@ -73,18 +73,22 @@ class Plan:
     @classmethod
     def of(
         cls,
-        epochs: Sequence[int],
+        epochs: Sequence[int] | None,
         steps: Sequence[int],
         children: int,
-        noise: Noise,
+        noise: Noise | None,
         seed: int,
         intervention: Intervention | None = None,
     ) -> "Plan":
-        """A plan of checked arguments.
+        """A plan of checked arguments; ``epochs`` and ``noise`` that are None follow from the others.
 
         Raises:
             ValueError: a branch point that is no integer of at least 0, none at all, no children, or impossible noise.
         """
+        if epochs is None:
+            epochs = () if steps else (0, 1, 2, 5)
+        if noise is None:
+            noise = "fresh" if intervention is None else "same"
         for name, points in (("epochs", epochs), ("steps", steps)):
             wrong = [p for p in points if isinstance(p, bool) or not isinstance(p, int) or p < 0]
             if wrong or not (epochs or steps):

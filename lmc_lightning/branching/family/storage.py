@@ -100,20 +100,20 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def disk_use(folder: Path, num_snapshots: int, snapshot: int, num_kept: int | None, kept: int) -> tuple[str, bool]:
+def disk_use(trainer: Any, family: Any, plan: Any, num_snapshots: int) -> tuple[str, bool]:
     """One line that says how much a family will write, and whether there is room for it.
 
     Args:
-        folder: of the family.
+        trainer: of the trunk.
+        family: that children will join.
+        plan: for them.
         num_snapshots: to come.
-        snapshot: size of each [bytes].
-        num_kept: sets of weights to come; None: not known.
-        kept: size of each [bytes].
     """
-    free = free_bytes(folder)
+    module, folder, number = trainer.lightning_module, family.folder, num_kept(trainer, family, plan)
+    snapshot, kept, free = snapshot_bytes(module, trainer.optimizers), weight_bytes(module), free_bytes(folder)
     line = f"CheckpointBranching: {num_snapshots} snapshots of {in_words(snapshot)}, "
-    if num_kept is None:
+    if number is None:
         return f"{line}and {in_words(kept)} per run and kept epoch; {in_words(free)} are free in {folder}.", True
-    total = num_snapshots * snapshot + num_kept * kept
-    line += f"{num_kept} sets of weights of {in_words(kept)}: about {in_words(total)} in all, {in_words(free)} are free"
+    total = num_snapshots * snapshot + number * kept
+    line += f"{number} sets of weights of {in_words(kept)}: about {in_words(total)} in all, {in_words(free)} are free"
     return f"{line} in {folder}.", total <= free

@@ -1,7 +1,6 @@
 """Forks: a checkpoint at the start of an epoch or between two batches, and beside it what checkpoints leave out."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -106,19 +105,19 @@ def take_fork(
     watch: NoiseWatch,
     fork: Fork,
     family_folder: Path,
-    saving: Callable[[], AbstractContextManager[None]],
     processes: Collective,
     *,
     mid_epoch: bool,
 ) -> None:
     """Write a snapshot of the run; the run itself is not changed by it.
 
+    The caller's ``on_save_checkpoint`` has to call :func:`rewind_to_epoch_start`.
+
     Args:
         trainer: of the trunk, in ``on_train_epoch_start`` or between two batches.
         watch: has been on since ``setup``, and has seen the epoch start.
         fork: whose files are written; gets their digests.
         family_folder: which the files are relative to.
-        saving: a context in which the caller's ``on_save_checkpoint`` calls :func:`rewind_to_epoch_start`.
         processes: that train together, all of which call this; the first one writes the checkpoint.
         mid_epoch: whether it is between two batches.
 
@@ -147,7 +146,7 @@ def take_fork(
         write_atomic(noise_path, lambda file: torch.save(noise, file))
         if trainer.is_global_zero:
             path.unlink(missing_ok=True)
-        with preserved_rng(), saving(), internals.without_barriers(trainer):
+        with preserved_rng(), internals.without_barriers(trainer):
             trainer.save_checkpoint(path, weights_only=False)
     if trainer.is_global_zero and (not path.is_file() or path.stat().st_size == 0):
         raise OSError(f"The snapshot {path} was not written. Is there space left, and may this user write there?")

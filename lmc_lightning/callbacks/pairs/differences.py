@@ -1,5 +1,6 @@
 """What an intervention does to the curves of a run: child − trunk, step by step, on the same batches."""
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from lmc_lightning.branching.family.nodes import Node
 from lmc_lightning.branching.traces.curves import read_curves
 from lmc_lightning.callbacks.pairs.pair import Pair, pairs_of
 from lmc_lightning.core.files import write_atomic
-from lmc_lightning.loggers import log_picture
+from lmc_lightning.loggers import Chart, log_picture
 from lmc_lightning.media import draw, save_arrays, save_picture
 from lmc_lightning.plotting.differences import plot_differences
 from lmc_lightning.plotting.style import figure_of
@@ -111,6 +112,17 @@ def report_differences(family: Family, trainer: Any, known: set[str]) -> None:
             log_picture(logger, key, picture.pixels, family.end.step)
     for logger in trainer.loggers:
         logger.save()
+
+
+def difference_charts(logged: set[str], *, expected: bool) -> list[Chart]:
+    """The differences of all children in one chart for each quantity.
+
+    Args:
+        logged: keys that loggers have.
+        expected: whether there will be some.
+    """
+    known = sorted({key.split("/k1_")[0] for key in logged}) or ["difference/train_loss"] * expected
+    return [Chart(f"{key.partition('/')[2]}, child − trunk", (f"{re.escape(key)}/.*",)) for key in known]
 
 
 def difference_figures(table: pd.DataFrame) -> dict[str, Callable[[], "Figure"]]:

@@ -1,10 +1,13 @@
 """Figures of a spectrum."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.landscape.curvature.blocks import largest_blocks
 from lmc_lightning.landscape.curvature.result import SpectrumResult
 from lmc_lightning.linalg.density import gaussian_mixture
@@ -23,6 +26,19 @@ NUM_SHOWN = 5
 
 MATRICES = {"hessian": "Hessian", "ggn": "Gauss–Newton", "empirical_fisher": "Empirical Fisher"}
 """Operator -> what figures call it."""
+
+
+def spectrum_pictures(
+    result: SpectrumResult, key: Callable[[str], str], operator: str, visit: Visit
+) -> dict[str, dict[str, Any]]:
+    """Histograms and figures of a visit by key; none without a density."""
+    if result.quadrature is None or result.eigenpairs is None:
+        return {}
+    shown = (result, operator, visit.epoch, visit.objective.num_examples)
+    figures = {key("density"): partial(draw_density, *shown)}
+    if result.blocks:
+        figures[key("block_density")] = partial(draw_block_densities, *shown)
+    return {"histograms": {key("ritz_values"): result.eigenpairs.ritz_values.numpy()}, "figures": figures}
 
 
 def draw_density(result: SpectrumResult, operator: str, epoch: int, num_examples: int | None) -> "Figure":

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lmc_lightning.callbacks.spectrum.figures import NUM_SHOWN
 from lmc_lightning.landscape.curvature.blocks import BlockSpectrum, largest_blocks
 from lmc_lightning.landscape.curvature.result import SpectrumResult
+from lmc_lightning.landscape.curvature.stability import Stability
 from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.recording import Quantity, Shown, Status
 
@@ -18,11 +19,12 @@ Key = Callable[[str], str]
 StatusOf = Callable[[bool], Status]
 
 
-def spectrum_quantities(result: SpectrumResult, key: Key, status: StatusOf) -> Iterator[Quantity]:
+def spectrum_quantities(result: SpectrumResult, limit: Stability, key: Key, status: StatusOf) -> Iterator[Quantity]:
     """All numbers of a visit.
 
     Args:
         result: with eigenpairs.
+        limit: λ_max in units of the optimizer's threshold, where there is one.
         key: quantity -> logged name.
         status: of a number that has converged, or not.
     """
@@ -31,6 +33,9 @@ def spectrum_quantities(result: SpectrumResult, key: Key, status: StatusOf) -> I
     yield from _trace_quantities(result, key, status)
     yield from _layer_masses(result, key)
     yield from _block_quantities(result, key, status)
+    if limit.value is not None:
+        residual = {} if limit.residual is None else {"residual": limit.residual}
+        yield Quantity(key("stability"), limit.value, evidence=residual, status=status(limit.converged))
 
 
 def eigenvalue_quantities(result: SpectrumResult, key: Key, status: StatusOf) -> Iterator[Quantity]:
@@ -142,14 +147,20 @@ def _block_quantities(result: SpectrumResult, key: Key, status: StatusOf) -> Ite
             yield Quantity(key(f"trace/{block.name}"), float(parts.sum()), log=log)
 
 
-def block_arrays(blocks: Sequence[BlockSpectrum]) -> dict[str, np.ndarray]:
+def spectrum_arrays(result: SpectrumResult, key: Key, *, eigenvectors: bool) -> dict[str, dict[str, np.ndarray]]:
+    """What is kept beside the numbers: the densities of blocks, and on demand the eigenpairs."""
+    of_blocks = {key("block_density"): _block_arrays(result.blocks)} if result.blocks else {}
+    return of_blocks | ({key("eigenvectors"): _pair_arrays(result)} if eigenvectors else {})
+
+
+def _block_arrays(blocks: Sequence[BlockSpectrum]) -> dict[str, np.ndarray]:
     """The density of each block: nodes and weights, a row a block, with NaN where it has fewer."""
     rows = {name: [getattr(block, name) for block in blocks] for name in ("nodes", "weights")}
     padded = {name: pad_sequence(list(found), batch_first=True, padding_value=nan) for name, found in rows.items()}
     return {"blocks": np.array([block.name for block in blocks]), **{k: v.cpu().numpy() for k, v in padded.items()}}
 
 
-def spectrum_arrays(result: SpectrumResult) -> dict[str, np.ndarray]:
+def _pair_arrays(result: SpectrumResult) -> dict[str, np.ndarray]:
     """Eigenpairs, and which tensor of θ has which of their entries, for a file of plain arrays."""
     pairs = result.eigenpairs
     assert pairs is not None
@@ -198,6 +209,12 @@ def spectrum_charts(
     return charts
 
 
-def cost_evidence(result: SpectrumResult) -> dict[str, Any]:
-    """What the visit has cost, and how memory was shared out; time is taken by whoever made the visit."""
-    return {name: value for name, value in asdict(result.cost).items() if name != "seconds"}
+def spectrum_evidence(result: SpectrumResult, limit: Stability) -> dict[str, Any]:
+    """What all numbers of a visit share, with what it has cost; time is taken by whoever made the visit."""
+    return {
+        **{name: value for name, value in asdict(result.cost).items() if name != "seconds"},
+        "gradient_norm": result.gradient_norm,
+        "converged": result.converged,
+        "num_params": result.num_params,
+        "no_stability": limit.reason,
+    }

@@ -1,18 +1,21 @@
 """The weights that a run has passed through: the last ones in memory, the others in files that a digest names."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.core.memory import FREE_MEMORY_SHARE, free_bytes
+from lmc_lightning.core.params import ParameterLayout, parameter_layout
+from lmc_lightning.core.shadow import LOW_PRECISION
 from lmc_lightning.core.structure import digest
 from lmc_lightning.landscape.trajectory.components import Trajectory
+from lmc_lightning.landscape.trajectory.sketch import count_sketch
 from lmc_lightning.landscape.trajectory.walk import Stride, Walk
 
 BUFFER_BYTES = 64 * 2**20
@@ -25,9 +28,16 @@ Block: TypeAlias = tuple[str, str, int]
 
 
 class Snapshots:
-    """States of one run, added one after the other."""
+    """States of one run, or sketches of them, added one after the other.
 
-    def __init__(self) -> None:
+    Args:
+        parameters: name patterns of the parameters in θ; all trainable ones by default.
+        dimension: of sketches; ``None``: the weights themselves.
+        seed: of sketches.
+    """
+
+    def __init__(self, parameters: Sequence[str] | None, dimension: int | None, seed: int) -> None:
+        self.parameters, self.dimension, self.seed = parameters, dimension, seed
         self.errors: list[str] = []
         """Why states could not be kept."""
         self.begin(None)
@@ -43,12 +53,26 @@ class Snapshots:
         self.keeps, self.walk = keeps, Walk()
         self.files: list[Block] = []
         self._waiting: list[Tensor] = []
+        self._layout: ParameterLayout | None = None
 
     def __len__(self) -> int:
         return sum(block[2] for block in self.files) + len(self._waiting)
 
-    def add(self, step: int, point: Tensor) -> None:
-        """Add the state after ``step`` optimizer steps ``(D,)``, a tensor that nobody else changes."""
+    @property
+    def step(self) -> int | None:
+        """Of the last state."""
+        return self.walk.strides[-1].step if self.walk.strides else None
+
+    def sketched(self, theta: Tensor) -> Tensor:
+        """What is kept of a state ``(P,)``: itself, or its sketch ``(D,)``."""
+        return theta if self.dimension is None else count_sketch(theta, self.dimension, self.seed)
+
+    def add(self, step: int, module: nn.Module) -> None:
+        """Add the state of a module after ``step`` optimizer steps."""
+        if self._layout is None:
+            self._layout = parameter_layout(module, self.parameters)
+        theta = self._layout.flatten(dict(module.named_parameters())).cpu()
+        point = self.sketched(theta.float() if theta.dtype in LOW_PRECISION else theta)
         self.walk.advance(step, point)
         if self.keeps:
             self._waiting.append(point)
@@ -74,6 +98,17 @@ class Snapshots:
         else:
             self.files = files
         self._waiting = []
+
+    def up_to(self, step: int) -> tuple[int, Stride]:
+        """The number of states up to ``step``, and the stride to it.
+
+        Raises:
+            RuntimeError: that state was not added.
+        """
+        found = self.walk.at(step)
+        if found is None:
+            raise RuntimeError(f"The weights of step {step} were not recorded. Only a run has a way of its weights.")
+        return found
 
     def trajectory(self, name: str = "") -> Trajectory:
         """All states, or, where these do not fit into a quarter of the free memory, equally many between those kept."""

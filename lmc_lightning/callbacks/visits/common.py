@@ -1,10 +1,11 @@
 """The arguments that all measuring callbacks share, as editors and type checkers see them behind ``**common``."""
 
 from collections.abc import Iterable
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 from typing_extensions import Unpack
 
+from lmc_lightning.callbacks.visits.tolerance import OnError
 from lmc_lightning.core.shadow import Mode
 from lmc_lightning.types import BatchWeight, LossFn
 
@@ -22,7 +23,7 @@ class CommonButExamples(TypedDict, total=False):
     parameters: list[str] | None
     batch_weight: BatchWeight | None
     expose: bool
-    on_error: Literal["record", "raise"]
+    on_error: OnError
     loss_fn: LossFn | None
     mode: Mode
     match_precision: bool

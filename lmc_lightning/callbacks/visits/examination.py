@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,9 +50,9 @@ def examine(
 
     def examined(**options: Any) -> Measurement:
         generator = torch.Generator().manual_seed(derive_seed(callback.seed, callback.kind))
-        options |= {"trainer": trainer, "loss_fn": loss_fn}
-        objectives = {split: callback.objective(module, p.batches, **options) for split, p in probes.items()}
-        visit = Visit(objectives, step, epoch, generator, module, trainer, optimizers, loss_fn, effort, progress)
+        loss_on = partial(callback.objective, module, trainer=trainer, loss_fn=loss_fn)
+        objectives = {split: loss_on(p.batches, **options) for split, p in probes.items()}
+        visit = Visit(objectives, loss_on, step, epoch, generator, module, trainer, optimizers, effort, progress)
         measurement: Measurement = callback.measure(visit)
         shared = probe_evidence(probes["train"], visit.objective, step)
         return replace(measurement, evidence={**shared, **UNKNOWN_COST, **measurement.evidence})

@@ -29,7 +29,8 @@ class LastSteps:
         for earlier in sorted(self._before)[: -MAX_PENDING - 1]:
             del self._before[earlier]
 
-    def take(self, step: int) -> Tensor | None:
-        """θ ``(P,)`` before ``step``, where it was kept; what is earlier is forgotten."""
+    def take(self, step: int, theta: Tensor) -> Tensor | None:
+        """What θ ``(P,)`` was before ``step``, where it was kept; what is earlier is forgotten."""
         self._before = {k: v for k, v in self._before.items() if k >= step}
-        return self._before.get(step)
+        before = self._before.get(step)
+        return None if before is None else before.to(theta)

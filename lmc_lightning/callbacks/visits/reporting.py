@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
+import pandas as pd
 from lightning.pytorch import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -66,6 +67,15 @@ class Reporting(Callback):
         return self._recorder.records
 
     @property
+    def failures(self) -> list[Record]:
+        """Visits that failed, with their reasons."""
+        return self._recorder.failures
+
+    def to_pandas(self, *, wide: bool = False) -> pd.DataFrame:
+        """The records as a table: a row per number, or per step with a column per key (``wide=True``)."""
+        return self._recorder.to_pandas(wide=wide)
+
+    @property
     def logged(self) -> set[str]:
         """Keys of all numbers so far."""
         return {r.name for r in self.results if r.is_measured}
@@ -78,6 +88,10 @@ class Reporting(Callback):
     def charts(self) -> Sequence[Chart | Band]:
         """What TensorBoard's tab of custom scalars shows of this callback; of the keys of bands it gets the ends."""
         return ()
+
+    def key(self, quantity: str) -> str:
+        """The logged name of a quantity."""
+        return f"{self.kind}/{quantity}" + (f"/{self.name}" if self.name else "")
 
     def tag(self, quantity: str, family: str | None = None) -> str:
         """The keys of a regular expression of quantities, for a :class:`~lmc_lightning.loggers.Chart`.

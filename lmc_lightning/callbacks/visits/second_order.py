@@ -7,7 +7,6 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lmc_lightning.callbacks.base import MeasurementCallback
-from lmc_lightning.callbacks.bridge.step import StepBatch
 from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.chunks import first_examples
 from lmc_lightning.core.collective import InterruptedMeasurementError
@@ -38,12 +37,12 @@ class SecondOrder:
                 rank_zero_warn(f"{who}, self-check: {self.check.verdict}, {self.check.reason}.{where}")
         if self.check.verdict != "finite_differences":
             return visit.objective
-        return self._in_float64(visit, *visit.objective.batches, second_order="finite_differences")
+        return visit.loss_on(visit.objective.batches, dtype=torch.float64, second_order="finite_differences")
 
-    @property
-    def evidence(self) -> dict[str, Any] | None:
-        """What the check of this run has found."""
-        return None if self.check is None else asdict(self.check)
+    def evidence(self, objective: Objective) -> dict[str, Any]:
+        """What the check of this run has found, and the route that was taken."""
+        found = None if self.check is None else asdict(self.check)
+        return {"self_check": found, "second_order": objective.second_order}
 
     def status(self, converged: bool) -> Status:
         """Of a number that has converged, or not."""
@@ -54,13 +53,9 @@ class SecondOrder:
     def _self_check(self, visit: Visit) -> SelfCheck:
         try:
             few = first_examples(visit.objective.batches[0], NUM_EXAMPLES)
-            check = self._in_float64(visit, few)
+            check = visit.loss_on([few], dtype=torch.float64)
             return visit.objective.collective.agree(lambda: self._method(check, self._callback.seed))
         except InterruptedMeasurementError:
             raise
         except Exception as error:
             return SelfCheck("unchecked", f"the step does not run in float64 ({type(error).__name__}: {error})")
-
-    def _in_float64(self, visit: Visit, *batches: StepBatch, **options: Any) -> Objective:
-        common: dict[str, Any] = {"trainer": visit.trainer, "loss_fn": visit.loss_fn, "dtype": torch.float64}
-        return self._callback.objective(visit.module, batches, **common, **options)

@@ -1,6 +1,6 @@
 """What a visit is: one state of a run, the data it is measured on, and the evidence that goes with its numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from lmc_lightning.core.memory import FREE_MEMORY_SHARE, free_bytes
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.curvature.stability import OptimizerState
 from lmc_lightning.landscape.paths.batchnorm import has_batch_norm
-from lmc_lightning.types import LossFn, Progress
+from lmc_lightning.types import Progress
 
 NO_DERIVATIVES = {"num_matvecs": 0, "num_gradients": 0}
 """Evidence of what takes forward passes only."""
@@ -32,6 +32,8 @@ class Visit:
 
     objectives: Mapping[Split, Objective]
     """The same module on each split's probe set."""
+    loss_on: Callable[..., Objective]
+    """``(batches, **options) -> Objective``: its loss on other batches, or under other options of ``objective_of``."""
     step: int
     epoch: int
     generator: torch.Generator
@@ -41,8 +43,6 @@ class Visit:
     trainer: Any | None = None
     optimizers: Sequence[OptimizerState] = ()
     """Of each optimizer, as they were at this step."""
-    loss_fn: LossFn | None = None
-    """What was asked for in place of the callback's own."""
     effort: float = 1.0
     """Share of the usual random probes that the visit may spend."""
     progress: Progress = silent
