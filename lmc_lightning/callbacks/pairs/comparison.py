@@ -45,6 +45,11 @@ class Finding:
     qualifier: str = ""
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
+    def recorded(self, label: str, name: str | None = None) -> Quantity:
+        """As it is recorded and logged, of a pair by a callback."""
+        key = "/".join(part for part in (self.family, self.quantity, name, label, self.qualifier) if part)
+        return Quantity(key, self.value, self.stderr, evidence=self.evidence)
+
 
 Findings: TypeAlias = list[Finding]
 
@@ -241,11 +246,6 @@ class Comparison:
                     qualifier = "/".join(part for part in (group, rest) if part)
                     stderr = barrier.stderr_data["barrier"]
                     yield Finding("barrier_layer", name, barrier.barrier, stderr, qualifier, evidence)
-
-
-def quantity_of(finding: Finding, key: str) -> Quantity:
-    """A finding as it is recorded and logged."""
-    return Quantity(key, finding.value, finding.stderr, evidence=finding.evidence)
 
 
 def needs_statistics(module: nn.Module, batch_stats: BatchStats | None) -> bool:

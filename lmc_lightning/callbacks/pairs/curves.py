@@ -19,9 +19,8 @@ FAMILY = "path"
 
 @dataclass(frozen=True)
 class CurvePairing(Pairing):
-    """What was found along a curve, and the curve."""
+    """What was found along a curve."""
 
-    connection: Connection | None = None
     lines: Mapping[str, Barrier] = field(default_factory=dict)
     """Barriers of the straight line, by the names of those of the curve."""
 
@@ -51,7 +50,7 @@ class CurveComparison(Comparison):
         )
         barriers, lines = self._named(found.on_curve), self._named(found.on_line)
         findings = [*self._of_curve(found, barriers, lines), *self._of_path(found)]
-        return CurvePairing(barriers, findings, connection=found, lines=lines)
+        return CurvePairing(barriers, findings, lines=lines)
 
     def _of_curve(
         self, found: Connection, barriers: Mapping[str, Barrier], lines: Mapping[str, Barrier]
