@@ -34,6 +34,12 @@ class Pair:
         return sorted(set(self.first.epochs) & set(self.second.epochs))
 
     @property
+    def ends(self) -> tuple[str, str]:
+        """What the two are called in figures."""
+        siblings = f"child {self.first.child}", f"child {self.second.child}"
+        return ("trunk", "child") if self.kind == "trunk" else siblings
+
+    @property
     def lineage(self) -> dict[str, Any]:
         """Which runs these are, for a record."""
         first, second = self.first.child, self.second.child
