@@ -10,7 +10,7 @@ from lmc_lightning.callbacks.bridge.guards import check_choice, check_listed
 from lmc_lightning.callbacks.pairs.charts import barrier_charts, extra_charts, quantities_of
 from lmc_lightning.callbacks.pairs.comparison import ALIGNED, EXTRAS, Comparison, Extra
 from lmc_lightning.callbacks.pairs.family_figures import Figures, family_figures
-from lmc_lightning.callbacks.pairs.measurement import PairMeasurement, PathOptions
+from lmc_lightning.callbacks.pairs.path_pairs import PathOptions, PathPairs
 from lmc_lightning.callbacks.visits.common import Unpack
 from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.landscape.alignment.aligned import Alignment
@@ -20,7 +20,7 @@ from lmc_lightning.landscape.paths.barrier import Barrier
 from lmc_lightning.loggers import Chart
 
 
-class InterpolationBarrier(PairMeasurement):
+class InterpolationBarrier(PathPairs):
     """How far loss and error rise on the straight line between two states of a network.
 
     Beside :class:`CheckpointBranching`, the children of each branch point k1 are compared with the trunk, or with each

@@ -8,7 +8,7 @@ from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.pairs.charts import curve_charts, quantities_of
 from lmc_lightning.callbacks.pairs.curves import CurveComparison
 from lmc_lightning.callbacks.pairs.family_figures import Figures
-from lmc_lightning.callbacks.pairs.measurement import PairMeasurement, PathOptions
+from lmc_lightning.callbacks.pairs.path_pairs import PathOptions, PathPairs
 from lmc_lightning.callbacks.visits.common import Unpack
 from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.chunks import equal_batches
@@ -18,7 +18,7 @@ from lmc_lightning.plotting.curves import plot_paths
 from lmc_lightning.plotting.style import deferred
 
 
-class ModeConnectivity(PairMeasurement):
+class ModeConnectivity(PathPairs):
     """How low the loss can be kept on a curve between two states of a network, where the straight line has a barrier.
 
     Which states: as for :class:`~lmc_lightning.callbacks.interpolation_barrier.InterpolationBarrier`, the children of a

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmc_lightning.callbacks.bridge.guards import check_alike, check_choice
 from lmc_lightning.callbacks.bridge.objectives import objective_of
-from lmc_lightning.callbacks.bridge.probes import draw, to_device
+from lmc_lightning.callbacks.bridge.probes import read
 from lmc_lightning.callbacks.bridge.step import StepBatch
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.alignment.aligned import Alignment
@@ -88,7 +88,7 @@ def align_all(
     check_choice("method", method, METHODS)
     for module in modules:
         check_alike(reference, module, parameters)
-    batches = to_device(draw(dataloader, num_examples, seed), reference)
+    batches = read(dataloader, reference, num_examples, seed)
     objective = _objective(reference, batches, loss_fn, parameters=parameters, seed=seed)
     alignment = Alignment(method, objective, restarts, seed)
     end_a = endpoint_of(objective)

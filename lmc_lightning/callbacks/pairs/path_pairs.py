@@ -11,6 +11,7 @@ from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.bridge.guards import check_choice, check_listed
 from lmc_lightning.callbacks.bridge.logged import LogRecorder
 from lmc_lightning.callbacks.bridge.probe_set import Split
+from lmc_lightning.callbacks.bridge.probes import STATISTICS_EXAMPLES
 from lmc_lightning.callbacks.pairs.comparison import (
     NamedMetrics,
     Pairing,
@@ -30,12 +31,9 @@ from lmc_lightning.landscape.paths.line import NUM_POINTS, BatchStats, endpoint_
 from lmc_lightning.landscape.paths.states import Metrics, StateEvaluator
 from lmc_lightning.recording import Measurement
 
-STATISTICS_EXAMPLES = 5000
-"""Training examples from which BatchNorm statistics are recomputed on the path."""
-
 
 class PathOptions(Common, total=False):
-    """The arguments of :class:`PairMeasurement`, as editors and type checkers see them behind ``**common``."""
+    """The arguments of :class:`PathPairs`, as editors and type checkers see them behind ``**common``."""
 
     num_points: NumPoints
     reference: str | None
@@ -46,7 +44,7 @@ class PathOptions(Common, total=False):
     batch_stats: BatchStats | None
 
 
-class PairMeasurement(StatePairs):
+class PathPairs(StatePairs):
     """Compares two states of a network along a path between them.
 
     Leaves say what a pair is asked for (:meth:`_comparison`) and what is drawn (:meth:`_figures`); for the arguments
