@@ -94,7 +94,7 @@ class RepresentationSimilarity(StatePairs):
         batches = visit.objective.batches
         mixed = mixed_up(batches, self.seed) if self.inputs == "mixup" else batches
         objective = self.objective(visit.module, mixed, trainer=visit.trainer)
-        data = {} if self.reference else self._data("train", objective, visit.trainer)
+        data = {} if self.reference else self._data(self._sets(visit.trainer)["train"], objective)
         return SimilarityComparison(StateEvaluator({"train": objective}), self.layers, data)
 
     def _result(self, pairing: SimilarityPairing, label: str, names: tuple[str, str]) -> Measurement:

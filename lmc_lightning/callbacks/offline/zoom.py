@@ -91,9 +91,9 @@ class Zoom:
         if unknown:
             raise KeyError(f"Expected keys among {', '.join(known)}, got {unknown[0]!r}.")
         margin = max(10, self.stop - self.start)
-        around = {s: v for s, v in (self.trunk_losses or self.losses).items() if abs(s - self.start) <= margin}
-        around |= {s: v for s, v in (self.trunk_losses or self.losses).items() if abs(s - self.stop) <= margin}
-        panels = {TRAIN_LOSS: np.array(sorted(around.items())).reshape(-1, 2)}
+        losses = sorted((self.trunk_losses or self.losses).items())
+        around = [(s, loss) for s, loss in losses if self.start - margin <= s <= self.stop + margin]
+        panels = {TRAIN_LOSS: np.array(around, dtype=float).reshape(-1, 2)}
         panels |= {key: table[key].dropna().reset_index().to_numpy(dtype=float) for key in keys or known[:3]}
         proof = ", ".join(f"{number} {_EVIDENCE[what]}" for what, number in self.compared.items() if number)
         caption = f"equal to the run bit for bit: {proof}" if self.exact else f"NOT the same run: {self.reason}"

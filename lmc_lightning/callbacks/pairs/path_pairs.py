@@ -134,8 +134,8 @@ class PathPairs(StatePairs):
     def _shared(self, visit: Visit, start: Mapping[str, Tensor] | None) -> dict[str, Any]:
         """The arguments that every :class:`Comparison` along a path has."""
         objectives, recorder, further = visit.objectives, LogRecorder(), dict[str, Metrics]()
+        sets = self._sets(visit.trainer)
         if self.metrics:
-            sets = self._sets(visit.trainer)
             if "val" not in sets:
                 raise RuntimeError(f"No validation batch was seen, from which {', '.join(self.metrics)} could be had.")
             options = {"trainer": visit.trainer, "recorder": recorder}
@@ -152,7 +152,7 @@ class PathPairs(StatePairs):
             "num_points": self.num_points,
             "metrics": self.metrics,
             "definitions": self.definitions,
-            "evidence": {split: self._data(split, of, visit.trainer) for split, of in objectives.items()},
+            "evidence": {split: self._data(sets[split], of) for split, of in objectives.items()},
             "start": None if start is None else endpoint_of(states.objective, start),
         }
 

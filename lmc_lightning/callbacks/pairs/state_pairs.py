@@ -176,9 +176,9 @@ class StatePairs(MeasurementCallback):
         self._found[label, step] = pairing
         return measurement
 
-    def _data(self, split: Split, objective: Objective, trainer: Any) -> dict[str, Any]:
+    def _data(self, probes: ProbeSet, objective: Objective) -> dict[str, Any]:
         """The evidence of a probe set, with the state that is visited unless there is a whole family of them."""
-        evidence = probe_evidence(self._sets(trainer)[split], objective)
+        evidence = probe_evidence(probes, objective)
         return {name: value for name, value in evidence.items() if self.reference or name not in _OF_A_STATE}
 
     def _sets(self, trainer: Any) -> dict[Split, ProbeSet]:
