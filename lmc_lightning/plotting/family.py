@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from lmc_lightning.landscape.similarity.distances import DISTANCES
 from lmc_lightning.plotting.barriers import DEFINITION
 from lmc_lightning.plotting.style import FAINT, FIGURE_SIZE, INK, new_axes, set_heading, style
 
@@ -18,6 +17,18 @@ if TYPE_CHECKING:
 
 Points = Sequence[tuple[float, float, float]]
 """x, y and the standard error of y, NaN where there is none."""
+
+DISTANCES = {
+    "l2": ("Distance of parameters", "‖θ_A − θ_B‖₂"),
+    "relative": ("Distance of parameters, relative", "‖θ_A − θ_B‖₂ / ‖θ_A − θ_0‖₂"),
+    "cosine": ("Direction from the start", "cosine of θ_A − θ_0 and θ_B − θ_0"),
+    "disagreement": ("Disagreement", "share of examples predicted differently"),
+    "kl": ("Divergence of predictions", "KL(A ‖ B) [nats]"),
+    "jsd": ("Divergence of predictions", "Jensen–Shannon divergence [nats]"),
+    "logit_cosine": ("Cosine of logits", "mean cosine of the logits of A and B"),
+    "ensemble_accuracy": ("Accuracy of the averaged softmax", "accuracy"),
+}
+"""What each distance between runs is, and its formula or unit."""
 
 _ROW = 0.32  # [inches]
 

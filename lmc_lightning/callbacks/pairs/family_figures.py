@@ -7,9 +7,8 @@ from lmc_lightning.branching.lineage import Family
 from lmc_lightning.callbacks.pairs.family_table import family_table, seed_means
 from lmc_lightning.callbacks.pairs.pair import PAIR_KINDS, Pair, pairs_of, variant_of
 from lmc_lightning.landscape.paths.barrier import Barrier
-from lmc_lightning.landscape.similarity.distances import DISTANCES
 from lmc_lightning.plotting.barriers import plot_barrier_curves, plot_barrier_map, plot_gap_curves
-from lmc_lightning.plotting.family import plot_distances, plot_family_tree, plot_over_branch_points
+from lmc_lightning.plotting.family import DISTANCES, plot_distances, plot_family_tree, plot_over_branch_points
 from lmc_lightning.plotting.style import deferred
 from lmc_lightning.recording import Record
 

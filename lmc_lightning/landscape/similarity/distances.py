@@ -10,18 +10,6 @@ from lmc_lightning.landscape.paths.line import Endpoint
 from lmc_lightning.landscape.similarity.predictions import Outputs
 from lmc_lightning.landscape.statistics.bands import standard_error
 
-DISTANCES = {
-    "l2": ("Distance of parameters", "‖θ_A − θ_B‖₂"),
-    "relative": ("Distance of parameters, relative", "‖θ_A − θ_B‖₂ / ‖θ_A − θ_0‖₂"),
-    "cosine": ("Direction from the start", "cosine of θ_A − θ_0 and θ_B − θ_0"),
-    "disagreement": ("Disagreement", "share of examples predicted differently"),
-    "kl": ("Divergence of predictions", "KL(A ‖ B) [nats]"),
-    "jsd": ("Divergence of predictions", "Jensen–Shannon divergence [nats]"),
-    "logit_cosine": ("Cosine of logits", "mean cosine of the logits of A and B"),
-    "ensemble_accuracy": ("Accuracy of the averaged softmax", "accuracy"),
-}
-"""What each distance of this module is, and its formula or unit."""
-
 
 @dataclass(frozen=True)
 class ParameterDistance:
