@@ -2,28 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.bridge.guards import check_choice, check_listed
-from lmc_lightning.callbacks.bridge.probe_set import Split
 from lmc_lightning.callbacks.pairs.charts import barrier_charts, extra_charts, quantities_of
-from lmc_lightning.callbacks.pairs.comparison import ALIGNED, EXTRAS, Comparison, Extra, Pairing
+from lmc_lightning.callbacks.pairs.comparison import ALIGNED, EXTRAS, Comparison, Extra
 from lmc_lightning.callbacks.pairs.family_figures import Figures, family_figures
-from lmc_lightning.callbacks.pairs.measurement import PairMeasurement, PathOptions
+from lmc_lightning.callbacks.pairs.path_pairs import PathOptions, PathPairs
 from lmc_lightning.callbacks.visits.common import Unpack
-from lmc_lightning.core.objective import Objective
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.landscape.alignment.aligned import Alignment
 from lmc_lightning.landscape.alignment.matching import METHODS, Method
 from lmc_lightning.landscape.paths.attribution import Attribution
+from lmc_lightning.landscape.paths.barrier import Barrier
 from lmc_lightning.loggers import Chart
-from lmc_lightning.recording import Measurement
-from lmc_lightning.types import Progress
 
 
-class InterpolationBarrier(PairMeasurement):
+class InterpolationBarrier(PathPairs):
     """How far loss and error rise on the straight line between two states of a network.
 
     Beside :class:`CheckpointBranching`, the children of each branch point k1 are compared with the trunk, or with each
@@ -107,35 +104,25 @@ class InterpolationBarrier(PairMeasurement):
         if align is not None:
             check_choice("align", align, METHODS)
         self.align, self.extras = align, tuple(extras)
-        self.attributions: dict[tuple[str, int], Attribution] = {}
-        """With the extra ``attribution``: shares by (key, later step)."""
         if self.reference is None and "distances" in extras and self.schedule.every is None:
             # The start is what distances are relative to: the family keeps the weights that somebody asks for.
             self.schedule = replace(self.schedule, points=self.schedule.points | {0})
 
-    def forget(self) -> None:
-        """Forget the pairs of another run too."""
-        super().forget()
-        self.attributions.clear()
+    @property
+    def barriers(self) -> dict[tuple[str, int], Barrier]:
+        """Full results by (key, later step)."""
+        aligned = {(f"{key}/{ALIGNED}", step): found for (key, step), found in self._by_key("aligned").items()}
+        return super().barriers | aligned
 
-    def _comparison(
-        self,
-        module: nn.Module,
-        trainer: Any,
-        objectives: Mapping[Split, Objective] | None = None,
-        progress: Progress | None = None,
-    ) -> Comparison:
-        """By which, with ``align``, the second network is permuted too."""
-        comparison = super()._comparison(module, trainer, objectives, progress)
-        if self.align is None:
-            return comparison
-        return replace(comparison, alignment=Alignment(self.align, comparison.states.objective, seed=self.seed))
+    @property
+    def attributions(self) -> dict[tuple[str, int], Attribution]:
+        """With the extra ``attribution``: shares by (key, later step)."""
+        return self._by_key("attributions")
 
-    def _result(self, pairing: Pairing, label: str, step: int, names: tuple[str, str]) -> Measurement:
-        keys = {name: f"{self.key(name)}/{label}" for name in pairing.barriers}
-        self.barriers |= {(f"{keys[name]}/{ALIGNED}", step): found for name, found in pairing.aligned.items()}
-        self.attributions |= {(keys[name], step): found for name, found in pairing.attributions.items()}
-        return super()._result(pairing, label, step, names)
+    def _comparison(self, visit: Visit, start: Mapping[str, Tensor] | None) -> Comparison:
+        shared = self._shared(visit, start)
+        alignment = Alignment(self.align, shared["states"].objective, seed=self.seed) if self.align else None
+        return Comparison(**shared, extras=self.extras, alignment=alignment)
 
     def charts(self) -> list[Chart]:
         """All branch points in one chart for each split and metric."""

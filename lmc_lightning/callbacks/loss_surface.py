@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge.guards import check_choice
-from lmc_lightning.callbacks.pairs.measurement import STATISTICS_EXAMPLES
+from lmc_lightning.callbacks.bridge.probes import STATISTICS_EXAMPLES
 from lmc_lightning.callbacks.surface.figures import surface_figures, surface_mesh
 from lmc_lightning.callbacks.surface.options import check_surface
 from lmc_lightning.callbacks.visits.common import CommonButExamples, Unpack

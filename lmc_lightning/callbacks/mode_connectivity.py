@@ -1,34 +1,24 @@
 """Curves of low loss between the run and its children, its start, its last visit or a checkpoint."""
 
 from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor
 
 from lmc_lightning.branching.family.lineage import Family
-from lmc_lightning.callbacks.bridge.probe_set import Split
 from lmc_lightning.callbacks.pairs.charts import curve_charts, quantities_of
-from lmc_lightning.callbacks.pairs.comparison import Pairing
-from lmc_lightning.callbacks.pairs.curves import CurveComparison, CurvePairing
+from lmc_lightning.callbacks.pairs.curves import CurveComparison
 from lmc_lightning.callbacks.pairs.family_figures import Figures
-from lmc_lightning.callbacks.pairs.measurement import PairMeasurement, PathOptions
+from lmc_lightning.callbacks.pairs.path_pairs import PathOptions, PathPairs
 from lmc_lightning.callbacks.visits.common import Unpack
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.chunks import equal_batches
-from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.paths.barrier import Barrier
 from lmc_lightning.landscape.paths.curves import CurveTraining
 from lmc_lightning.loggers import Chart
 from lmc_lightning.plotting.curves import plot_paths
-from lmc_lightning.plotting.style import figure_of
-from lmc_lightning.recording import Measurement
-from lmc_lightning.types import Progress
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lmc_lightning.plotting.style import deferred
 
 
-class ModeConnectivity(PairMeasurement):
+class ModeConnectivity(PathPairs):
     """How low the loss can be kept on a curve between two states of a network, where the straight line has a barrier.
 
     Which states: as for :class:`~lmc_lightning.callbacks.interpolation_barrier.InterpolationBarrier`, the children of a
@@ -92,48 +82,37 @@ class ModeConnectivity(PairMeasurement):
             raise ValueError(f"Expected positive batch_size and curve_examples, got {batch_size} and {curve_examples}.")
         self.training, self.batch_size, self.curve_examples = training or CurveTraining(), batch_size, curve_examples
         self._probes.reserve = curve_examples
-        self._lines: dict[tuple[str, int], Barrier] = {}
 
     @property
     def table_name(self) -> str:
         """Of the files of a family's tables, beside those of an ``InterpolationBarrier``."""
         return self.kind if self.name is None else f"{self.kind}_{self.name}"
 
-    def forget(self) -> None:
-        """Forget the pairs of another run too."""
-        super().forget()
-        self._lines.clear()
-
-    def _comparison(
-        self,
-        module: nn.Module,
-        trainer: Any,
-        objectives: Mapping[Split, Objective] | None = None,
-        progress: Progress | None = None,
-    ) -> CurveComparison:
-        common = vars(super()._comparison(module, trainer, objectives, progress))
+    def _comparison(self, visit: Visit, start: Mapping[str, Tensor] | None) -> CurveComparison:
         pool = self._probes.get("train", self.curve_examples)
         assert pool is not None
         batches = equal_batches(pool.batches, self.batch_size)
-        objective = self.objective(module, batches, trainer=trainer, mode="train", keep_batches=True)
-        own = {"objective": objective, "training": self.training, "seed": self.seed, "progress": progress}
-        return CurveComparison(**{**common, **own})
-
-    def _result(self, pairing: Pairing, label: str, step: int, names: tuple[str, str]) -> Measurement:
-        assert isinstance(pairing, CurvePairing)
-        self._lines |= {(f"{self.key(name)}/{label}", step): line for name, line in pairing.lines.items()}
-        return super()._result(pairing, label, step, names)
+        return CurveComparison(
+            **self._shared(visit, start),
+            objective=self.objective(visit.module, batches, trainer=visit.trainer, mode="train", keep_batches=True),
+            training=self.training,
+            seed=self.seed,
+            progress=visit.progress,
+        )
 
     def charts(self) -> list[Chart]:
         """All branch points in one chart for each split and metric."""
         return list(curve_charts(self.tag, quantities_of(self.splits, self.metrics), self.definitions))
 
     def _figures(self, family: Family) -> Figures:
-        last = {key: max(step for other, step in self.barriers if other == key) for key, _ in self.barriers}
-        return {key.replace("path/", "path_curves/", 1): partial(self._draw, key, step) for key, step in last.items()}
-
-    def _draw(self, key: str, step: int) -> "Figure":
-        curve, line = self.barriers[key, step], self._lines[key, step]
+        barriers, lines = self.barriers, self._by_key("lines")
         kind = f"{self.training.kind}, {self.training.num_bends} inner point" + "s" * (self.training.num_bends > 1)
-        title = f"{key.split('/', 1)[1]}, step {step}"
-        return figure_of(plot_paths({"straight line": line, kind: curve}, title=title))
+        last = dict(sorted(barriers))
+        return {
+            key.replace("path/", "path_curves/", 1): deferred(
+                plot_paths,
+                {"straight line": lines[key, step], kind: barriers[key, step]},
+                title=f"{key.split('/', 1)[1]}, step {step}",
+            )
+            for key, step in last.items()
+        }

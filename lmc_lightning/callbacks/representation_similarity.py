@@ -2,38 +2,34 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-from torch import nn
+from torch import Tensor
 
 from lmc_lightning.callbacks.bridge.guards import check_choice
-from lmc_lightning.callbacks.bridge.probe_set import Split
 from lmc_lightning.callbacks.pairs.pair import PairKind
 from lmc_lightning.callbacks.pairs.similarity import (
     SimilarityComparison,
+    SimilarityPairing,
     similarity_arrays,
-    similarity_figure,
     similarity_quantities,
 )
 from lmc_lightning.callbacks.pairs.state_pairs import StatePairs
 from lmc_lightning.callbacks.visits.common import CommonButExamples, Unpack
-from lmc_lightning.callbacks.visits.visit import probe_evidence
-from lmc_lightning.core.objective import Objective
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.landscape.paths.states import StateEvaluator
 from lmc_lightning.landscape.similarity.cka import Similarity
 from lmc_lightning.landscape.similarity.layer_outputs import mixed_up
 from lmc_lightning.loggers import Chart
+from lmc_lightning.plotting.similarity import plot_similarity
+from lmc_lightning.plotting.style import deferred
 from lmc_lightning.recording import Measurement
-from lmc_lightning.types import Progress
 
 Inputs: TypeAlias = Literal["data", "mixup"]
 INPUTS: tuple[Inputs, ...] = ("data", "mixup")
 
 NUM_EXAMPLES = 1024
 """By default; the Gram matrix of a wide layer takes n² numbers and n²p products."""
-
-_OF_A_STATE = ("probe_loss", "probe_error", "mean_max_probability")
-"""Evidence that a pair of states has not."""
 
 
 class RepresentationSimilarity(StatePairs):
@@ -88,41 +84,27 @@ class RepresentationSimilarity(StatePairs):
         super().__init__(reference=reference, pairs=pairs, num_examples=num_examples, **common)
         check_choice("inputs", inputs, INPUTS)
         self.inputs, self.layers = inputs, None if layers is None else tuple(layers)
-        self.similarities: dict[tuple[str, int], Similarity] = {}
+
+    @property
+    def similarities(self) -> dict[tuple[str, int], Similarity]:
         """Full results by (key of the mean, step)."""
+        return {(f"{self.key('cka')}/{label}", step): found.similarity for (label, step), found in self._found.items()}
 
-    def forget(self) -> None:
-        """Forget the pairs of another run too."""
-        super().forget()
-        self.similarities.clear()
-
-    def _comparison(
-        self,
-        module: nn.Module,
-        trainer: Any,
-        objectives: Mapping[Split, Objective] | None = None,
-        progress: Progress | None = None,
-    ) -> SimilarityComparison:
-        batches = self._sets(trainer)["train"].batches if objectives is None else objectives["train"].batches
+    def _comparison(self, visit: Visit, start: Mapping[str, Tensor] | None) -> SimilarityComparison:
+        batches = visit.objective.batches
         mixed = mixed_up(batches, self.seed) if self.inputs == "mixup" else batches
-        objective, shared = self.objective(module, mixed, trainer=trainer), dict[str, Any]()
-        if objectives is None:
-            shared = probe_evidence(self._sets(trainer)["train"], objective)
-        shared = {name: value for name, value in shared.items() if name not in _OF_A_STATE}
-        return SimilarityComparison(StateEvaluator({"train": objective}), self.layers, shared)
+        objective = self.objective(visit.module, mixed, trainer=visit.trainer)
+        data = {} if self.reference else self._data(self._sets(visit.trainer)["train"], objective)
+        return SimilarityComparison(StateEvaluator({"train": objective}), self.layers, data)
 
-    def _result(self, pairing: Similarity, label: str, step: int, names: tuple[str, str]) -> Measurement:
-        key = f"{self.key('cka')}/{label}"
-        self.similarities[key, step] = pairing
+    def _result(self, pairing: SimilarityPairing, label: str, names: tuple[str, str]) -> Measurement:
         picture = "/".join(part for part in ("similarity_map", self.name, label) if part)
+        caption = "inputs mixed up" if self.inputs == "mixup" else ""
         return Measurement(
-            tuple(similarity_quantities(pairing, key, self.inputs)),
-            figures={picture: similarity_figure(pairing, names, self.inputs)},
-            arrays={picture: similarity_arrays(pairing)},
+            tuple(similarity_quantities(pairing, f"{self.key('cka')}/{label}", self.inputs)),
+            figures={picture: deferred(plot_similarity, pairing.similarity, names=names, caption=caption)},
+            arrays={picture: similarity_arrays(pairing.similarity)},
         )
-
-    def _is_known(self, label: str, step: int) -> bool:
-        return (f"{self.key('cka')}/{label}", step) in self.similarities
 
     def charts(self) -> list[Chart]:
         """The means of all pairs in one chart, and the layers in another."""

@@ -1,6 +1,6 @@
 """Pictures of barriers: the curves between two networks, and tables over branch points and later epochs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import floor, isfinite, isnan, log10
 from typing import Any
 
@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from lmc_lightning.landscape.paths.barrier import Barrier
 from lmc_lightning.plotting.style import BLANK, FAINT, FIGURE_SIZE, INK, new_axes, set_heading, style
+
+DEFINITION = "barrier: largest height above the chord"
 
 _MAX_LABELS = 12
 _MAX_DETAILED = 6  # more bands and uprights hide the curves
@@ -68,7 +70,7 @@ def plot_barrier_curves(
         ax.set_ylabel(f"{first.split} {first.metric}".strip())
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="barrier ± stderr", alignment="left")
         band = " · shaded: 95 % sup-t band over the data" if detailed and isfinite(first.band_quantile) else ""
-        definition = f"barrier: largest height above the chord (dashed){band}"
+        definition = f"{DEFINITION} (dashed){band}"
         set_heading(ax, title or f"{first.metric.capitalize()} on the line", f"{definition}\n{barrier_caption(first)}")
     return ax
 
@@ -107,7 +109,7 @@ def plot_gap_curves(
         ax.set_ylabel(f"{first.split} {first.metric} − chord".strip())
         ax.figure.colorbar(mpl.cm.ScalarMappable(norm, cmap), ax=ax, label="later epoch (total)")
         band = " · shaded: 95 % sup-t band of the last" if isfinite(curves[-1][1].band_quantile) else ""
-        caption = f"barrier: largest height above the chord{band}\n{barrier_caption(first)}"
+        caption = f"{DEFINITION}{band}\n{barrier_caption(first)}"
         set_heading(ax, title or f"Gap of the {first.metric} on the line", caption)
     return ax
 
@@ -191,6 +193,31 @@ def plot_barrier_heatmap(
         _write_cells(ax, cells, norm, cmap)
         set_heading(ax, title, caption)
     return ax
+
+
+def plot_barrier_map(cells: Mapping[tuple[str, int], Sequence[Barrier]], ax: Axes | None = None, *, title: str) -> Axes:
+    """The mean barrier of the pairs of each branch point and later epoch.
+
+    Args:
+        cells: barriers by the label of the branch point, ``k1_005`` or ``k1_step_000500``, and the later epoch.
+        ax: where to draw; by default in a new figure.
+        title: of the figure.
+    """
+    points = list(dict.fromkeys(label for label, _ in cells))
+    epochs = sorted({epoch for _, epoch in cells})
+    values = np.full((len(points), len(epochs)), np.nan)
+    for (label, epoch), results in cells.items():
+        values[points.index(label), epochs.index(epoch)] = np.mean([result.barrier for result in results])
+    most = max(map(len, cells.values()))
+    over = f", mean of {most} pairs" if most > 1 else ""
+    caption = f"{DEFINITION}{over}\n{barrier_caption(next(iter(cells.values()))[0])}"
+    return plot_barrier_heatmap(values, [_branch_point(p) for p in points], epochs, ax, title=title, caption=caption)
+
+
+def _branch_point(label: str) -> str:
+    """``5`` of ``k1_005``, ``step 500`` of ``k1_step_000500``."""
+    number = label.rsplit("_", 1)[-1]
+    return f"step {int(number)}" if "_step_" in label else str(int(number))
 
 
 def _draw_borders(ax: Axes, shape: tuple[int, ...]) -> None:

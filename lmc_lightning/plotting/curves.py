@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from lmc_lightning.landscape.paths.barrier import Barrier
-from lmc_lightning.plotting.barriers import barrier_caption
+from lmc_lightning.plotting.barriers import DEFINITION, barrier_caption
 from lmc_lightning.plotting.style import FAINT, INK, new_axes, set_heading, style
 
 _COLORS = (INK, "#c8321e", "#1f5fa8", "#2b8a57", "#8a5fb0", "#c98a1b")
@@ -52,7 +52,7 @@ def plot_paths(
         ax.set_ylabel(f"{first.split} {first.metric}".strip())
         ax.legend(loc="upper left", title="barrier ± stderr", alignment="left")
         ax.set_ylim(top=ax.get_ylim()[1] + (0.12 + 0.07 * len(paths)) * np.diff(ax.get_ylim()).item())
-        caption = f"barrier: largest height above the chord (dotted)\n{barrier_caption(first)}"
+        caption = f"{DEFINITION} (dotted)\n{barrier_caption(first)}"
         set_heading(ax, title or f"{first.metric.capitalize()} on paths", caption)
     return ax
 

@@ -1,6 +1,7 @@
 """Pictures of what an intervention does to a curve: child − trunk over the steps."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -8,6 +9,9 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from lmc_lightning.plotting.style import FAINT, new_axes, set_heading, style
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _WINDOWS = 40
 """A running mean is over this part of a long curve."""
@@ -66,6 +70,32 @@ def plot_differences(
             ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         set_heading(ax, title, caption)
     return ax
+
+
+def plot_effect(table: "pd.DataFrame", ax: Axes | None = None) -> Axes:
+    """The differences of one quantity under one intervention.
+
+    Args:
+        table: rows of ``paired_differences``.
+        ax: where to draw; by default in a new figure.
+    """
+    first: Any = table.iloc[0]
+    curves: dict[str, NDArray[np.float64]] = {}
+    forks: list[float] = []
+    for run, rows in table.groupby("run", sort=False):
+        forks.append(float(rows["branch_step"].iloc[0]))
+        child = str(run).rpartition("_child_")[2]
+        label = f"after {forks[-1]:.0f} steps" + (f", child {child}" if child != "0" else "")
+        curves[label] = rows[["step", "difference"]].to_numpy(dtype=float)
+    paired = "same batches and noise as the trunk" if table["paired"].all() else "noise of its own: not paired"
+    return plot_differences(
+        curves,
+        ax,
+        forks=forks,
+        title=f"Effect of {first.intervention} on {first.quantity}",
+        ylabel=f"{first.quantity}, child − trunk",
+        caption=f"child − trunk at each step, {paired}",
+    )
 
 
 def _running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:

@@ -2,17 +2,33 @@
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from lmc_lightning.plotting.barriers import DEFINITION
 from lmc_lightning.plotting.style import FAINT, FIGURE_SIZE, INK, new_axes, set_heading, style
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Points = Sequence[tuple[float, float, float]]
 """x, y and the standard error of y, NaN where there is none."""
+
+DISTANCES = {
+    "l2": ("Distance of parameters", "‖θ_A − θ_B‖₂"),
+    "relative": ("Distance of parameters, relative", "‖θ_A − θ_B‖₂ / ‖θ_A − θ_0‖₂"),
+    "cosine": ("Direction from the start", "cosine of θ_A − θ_0 and θ_B − θ_0"),
+    "disagreement": ("Disagreement", "share of examples predicted differently"),
+    "kl": ("Divergence of predictions", "KL(A ‖ B) [nats]"),
+    "jsd": ("Divergence of predictions", "Jensen–Shannon divergence [nats]"),
+    "logit_cosine": ("Cosine of logits", "mean cosine of the logits of A and B"),
+    "ensemble_accuracy": ("Accuracy of the averaged softmax", "accuracy"),
+}
+"""What each distance between runs is, and its formula or unit."""
 
 _ROW = 0.32  # [inches]
 
@@ -68,6 +84,69 @@ def _draw_line(ax: Axes, label: str, points: NDArray[np.float64], color: Any) ->
     bars = np.isfinite(stderr) & (stderr > 0)
     if bars.any():
         ax.errorbar(x[bars], y[bars], stderr[bars], fmt="none", ecolor=color, elinewidth=1.2, capsize=2.5)
+
+
+def plot_over_branch_points(means: "pd.DataFrame", ax: Axes | None = None, *, level: str | None = None) -> Axes:
+    """The barrier against the branch point, a line for each later epoch.
+
+    Args:
+        means: rows of ``seed_means`` for one split, metric and kind of pair, by ascending branch step.
+        ax: where to draw; by default in a new figure.
+        level: name of what the column ``level`` has of the trunk at the branch point, to draw against that instead.
+    """
+    first: Any = means.iloc[0]
+    apart, x = means[means["step"] > means["branch_step"]], "branch_step" if level is None else "level"
+    against = "branch point" if level is None else "pre-training"
+    place = "branch point k₁ [optimizer steps]"
+    return plot_lines(
+        {f"{epoch:.0f}": _points(rows, x) for epoch, rows in apart.groupby("later_epoch")},
+        ax,
+        title=f"Barrier against {against}",
+        xlabel=f"trunk's {first.split} {level} at k₁ (joined in the order of k₁)" if level else place,
+        ylabel=f"{first.split} {first.metric} barrier",
+        caption=_caption(means, first),
+        legend="later epoch",
+    )
+
+
+def _caption(means: "pd.DataFrame", first: Any) -> str:
+    over = "seeds" if means["stderr_seed"].notna().any() else "data"
+    between = {"trunk": "child against trunk", "siblings": "siblings"}.get(first.pair, first.pair)
+    policy = next(iter(means["policy"].dropna().unique()), None)
+    statistics = f" · BatchNorm: {policy}" if policy else ""
+    examples = f" · {int(means['n'].max()):,} examples" if means["n"].notna().any() else ""
+    return f"{DEFINITION}, {between} · bars: standard error over {over}\n{first.split}{examples}{statistics}"
+
+
+def plot_distances(means: "pd.DataFrame", ax: Axes | None = None) -> Axes:
+    """A distance between two runs against the step, a line for each branch point and kind of pair.
+
+    Args:
+        means: rows of ``seed_means`` for one definition and split.
+        ax: where to draw; by default in a new figure.
+    """
+    first: Any = means.iloc[0]
+    title, ylabel = DISTANCES[first.definition]
+    data = f" · {first.split}, {int(means['n'].max()):,} examples" if isinstance(first.split, str) else ""
+    lines = {}
+    keys: Any
+    for keys, rows in means.groupby(["branch_step", "pair"], dropna=False):
+        lines[f"{keys[0]:.0f}" + ("" if keys[1] == "trunk" else f", {keys[1]}")] = _points(rows, "step")
+    return plot_lines(
+        lines,
+        ax,
+        title=title,
+        xlabel="optimizer step",
+        ylabel=ylabel,
+        caption=f"A: trunk or sibling, B: child · mean over the pairs of a branch point{data}",
+        legend="branch step",
+    )
+
+
+def _points(means: "pd.DataFrame", x: str) -> Points:
+    """With the error over seeds where there is one, else over data."""
+    spread = means["stderr_seed"].fillna(means["stderr_data"])
+    return list(zip(means[x], means["value"], spread, strict=True))
 
 
 def plot_family_tree(

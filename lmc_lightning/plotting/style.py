@@ -1,7 +1,7 @@
 """The look of all figures: dark ink on opaque white, legible on a 6 × 4 inch card under a light or a dark page."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,6 +70,11 @@ def figure_of(ax: Axes) -> Figure:
     while not isinstance(figure, Figure):
         figure = figure.figure
     return figure
+
+
+def deferred(plot: Callable[..., Axes], *arguments: Any, **options: Any) -> Callable[[], Figure]:
+    """The figure of ``plot(*arguments, **options)``, drawn when it is called for."""
+    return lambda: figure_of(plot(*arguments, **options))
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:

@@ -19,7 +19,6 @@ from lmc_lightning.callbacks.pairs.comparison import (
     Pairing,
     metrics_of,
     needs_statistics,
-    quantity_of,
 )
 from lmc_lightning.landscape.paths.barrier import DEFINITIONS, Barrier
 from lmc_lightning.landscape.paths.line import endpoint_of
@@ -105,7 +104,7 @@ def test_a_metric_that_is_not_logged_is_refused_with_those_that_are() -> None:
 
 def test_a_finding_carries_every_definition_and_the_data_of_its_split() -> None:
     pairing = pairing_of(replace(comparison(), evidence={"val": {"probe_digest": "abc"}}), -1.0, 1.0)
-    train, val = (quantity_of(f, f"barrier/{f.quantity}/x") for f in pairing.findings)
+    train, val = (f.recorded("x") for f in pairing.findings)
     assert (val.name, val.value, val.evidence["probe_digest"]) == ("barrier/val_loss/x", 1.0, "abc")
     assert "probe_digest" not in train.evidence
     assert all(val.evidence[name] == getattr(pairing.barriers["val_loss"], name) for name in DEFINITIONS)

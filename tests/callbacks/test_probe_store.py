@@ -155,7 +155,7 @@ def test_what_is_there_serves_requests_of_its_size_only(split: Any) -> None:
     assert early.digest == ProbeSet(split, "captured", tuple(step_batches(8))).first(5).digest
     for index in (1, 2):
         store.receive(split, (examples(8), index))
-    assert store.is_complete(split)
+    assert store.is_ready(split, None)
     assert store.get(split, 5) is early
     assert store.get(split, 20).num_examples == 20
 
@@ -281,7 +281,7 @@ def test_a_resumed_run_takes_the_same_set_from_the_side_file(tmp_path: Path) -> 
     assert resumed.digests == store.digests
     again = ProbeStore()
     again.resume(tmp_path / "second", dict(store.digests), Collective())
-    assert again.is_complete("train")
+    assert again.is_ready("train", None)
 
 
 def test_a_resumed_run_takes_what_visits_were_made_on_and_captures_the_rest(tmp_path: Path) -> None:
@@ -332,5 +332,5 @@ def test_a_side_file_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_is_remembered(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     store = stored(tmp_path / "taken" / "folder")
-    assert store.is_complete("train")
+    assert store.is_ready("train", None)
     assert any("cannot be kept for a resumed run" in error for error in store.errors)

@@ -94,27 +94,58 @@ class Evidence:
 
 def judge(child: Node, trunk: Node, first_batches: str | None) -> None:
     """Compare a child with the trunk, by all digests that both have, and say what is unusual about it."""
-
-    def first_difference(mine: dict[int, str], trunks: dict[int, str]) -> int | None:
-        return next((e for e in sorted(mine) if e in trunks and mine[e] != trunks[e]), None)
-
-    order = first_difference(child.order_digests, trunk.order_digests)
-    augmentation = first_difference(child.augmentation_digests, trunk.augmentation_digests)
-    batches = first_difference(child.batch_digests, trunk.batch_digests)
+    differing = {what: _first_difference(*pair) for what, pair in _digests(child, trunk).items()}
     at_once = child.first_batches is not None and child.first_batches != first_batches
-    found = {
-        "order": (order is None, child.order_digests),
-        "augmentation": (augmentation is None, child.augmentation_digests),
-        "batches": (batches is None and not at_once, child.first_batches),
-    }
-    child.shared = {what: same for what, (same, seen) in found.items() if seen}
+    seen = {"order": child.order_digests, "augmentation": child.augmentation_digests, "batches": child.first_batches}
+    same = {what: differing[what] is None for what in seen} | {"batches": differing["batches"] is None and not at_once}
+    child.shared = {what: same[what] for what, found in seen.items() if found}
     if child.reason is None:
-        child.reason = _reason(child, order, batches, at_once)
+        child.reason = _reason(child, differing["order"], differing["batches"], at_once)
     if child.is_replay:
-        weights = first_difference(child.state_digests, trunk.state_digests)
+        weights = differing["weights"]
         child.exact_replay = all(child.shared.values()) and weights is None
         if child.reason is None and weights is not None:
             child.reason = f"the weights differ from the trunk's first after {weights} epochs, on the same batches"
+
+
+def _digests(child: Node, trunk: Node) -> dict[str, tuple[dict[int, str], dict[int, str]]]:
+    """Those of both by epoch, and by what they are of."""
+    return {
+        "batches": (child.batch_digests, trunk.batch_digests),
+        "order": (child.order_digests, trunk.order_digests),
+        "augmentation": (child.augmentation_digests, trunk.augmentation_digests),
+        "weights": (child.state_digests, trunk.state_digests),
+    }
+
+
+def _first_difference(mine: dict[int, str], theirs: dict[int, str]) -> int | None:
+    return next((e for e in sorted(mine) if e in theirs and mine[e] != theirs[e]), None)
+
+
+def common_digests(child: Node, trunk: Node) -> dict[str, int]:
+    """How many digests :func:`judge` has compared, by what they are of."""
+    counts = {what: len(mine.keys() & theirs) for what, (mine, theirs) in _digests(child, trunk).items()}
+    return {"first_batches": int(child.first_batches is not None), **counts}
+
+
+def keep_what_compares(child: Node, trunk: Node, num_batches: int, cut: tuple[int, int] | None) -> None:
+    """Forget the digests of a child that ended before the trunk where they are of less than the trunk's.
+
+    Args:
+        child: that has ended.
+        trunk: with which it is to be judged.
+        num_batches: that it has trained on.
+        cut: the epoch that was not run to its end, and how many of its batches were.
+    """
+    if cut is not None:
+        for digests in (child.order_digests, child.augmentation_digests):
+            digests.pop(cut[0], None)
+        if cut[1] < DIGESTED_BATCHES:
+            child.batch_digests.pop(cut[0], None)
+    if num_batches < DIGESTED_BATCHES:
+        child.first_batches = None
+    for epoch in [e for e, step in child.epochs.items() if trunk.epochs.get(e) != step]:
+        del child.state_digests[epoch]
 
 
 def _reason(child: Node, order: int | None, batches: int | None, at_once: bool) -> str | None:

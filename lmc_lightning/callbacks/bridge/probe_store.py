@@ -62,14 +62,10 @@ class ProbeStore:
         before, after = (share(num_examples, self.process + i, self.num_processes) for i in (0, 1))
         return after - before
 
-    def is_complete(self, split: Split) -> bool:
-        """Whether all that there will be of a split is there."""
-        return split in self._complete
-
     def is_ready(self, split: Split, num_examples: int | None) -> bool:
         """Whether this process has its part of the first ``num_examples`` examples, or all that there will be."""
-        if self.is_complete(split) or num_examples is None:
-            return self.is_complete(split)
+        if split in self._complete or num_examples is None:
+            return split in self._complete
         captured = self._captured[split]
         return bool(captured) and count(captured) >= self._share(num_examples)
 
@@ -96,9 +92,9 @@ class ProbeStore:
     def name(self, split: Split, num_examples: int | None, collective: Collective) -> None:
         """Give the captured examples of a visit a digest over all processes, by which a resumed run knows them."""
         named = self.digests.get(split, (0, ""))[0]
-        if named is None or (self.is_complete(split) and self._complete[split].source != "captured"):
+        if named is None or (split in self._complete and self._complete[split].source != "captured"):
             return
-        size = None if collective.everywhere(self.is_complete(split)) else num_examples
+        size = None if collective.everywhere(split in self._complete) else num_examples
         if size is None or size > named:
             self.digests[split] = size, joint_digest(self.get(split, size).digest, collective)
             self.save()
@@ -115,11 +111,10 @@ class ProbeStore:
         if not missing:
             return
         path = directory / self.file_name
-        captured = collective.agree(lambda: torch.load(path, weights_only=True))
+        saved = collective.agree(lambda: _read(path))
         for split in missing:
             size, expected = digests[split]
-            found = ProbeSet(split, "captured", tuple(StepBatch(*b) for b in captured.get(split, ())))
-            found = found.first(None if size is None else self._share(size))
+            found = saved.get(split, ProbeSet(split, "captured", ())).first(None if size is None else self._share(size))
             if joint_digest(found.digest, collective) != expected:
                 raise ValueError(f"{path} does not hold the {split} probe set of this run.")
             self.digests[split] = size, expected
@@ -132,8 +127,7 @@ class ProbeStore:
     def adopt(self, directory: Path) -> None:
         """Take the examples that another run has captured, where its side file has as many as are needed."""
         path = directory / self.file_name
-        for split, batches in (torch.load(path, weights_only=True) if path.is_file() else {}).items():
-            found = ProbeSet(split, "captured", tuple(StepBatch(*b) for b in batches))
+        for split, found in (_read(path) if path.is_file() else {}).items():
             if split in self._wanted and split not in self._complete and count(found.batches) >= self._wanted[split]:
                 self._complete[split] = found
 
@@ -198,6 +192,12 @@ class ProbeStore:
             write_atomic(self.directory / self.file_name, lambda file: torch.save(captured, file))
         except Exception as error:  # we may be inside the user's step; torch.save has other errors for a full disk
             self.errors.append(f"The probe set cannot be kept for a resumed run: {type(error).__name__}: {error}")
+
+
+def _read(path: Path) -> dict[Split, ProbeSet]:
+    """What :meth:`ProbeStore.save` has written."""
+    content = torch.load(path, weights_only=True)
+    return {s: ProbeSet(s, "captured", tuple(StepBatch(*b) for b in batches)) for s, batches in content.items()}
 
 
 @dataclass

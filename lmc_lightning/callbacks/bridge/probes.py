@@ -16,6 +16,9 @@ from lmc_lightning.callbacks.bridge.step import StepBatch
 from lmc_lightning.core.glassbox import glass_box, seed_everything
 from lmc_lightning.core.structure import clone, leading_size
 
+STATISTICS_EXAMPLES = 5000
+"""Training examples from which BatchNorm's statistics are recomputed in a run."""
+
 
 def draw(loader: Iterable[Any], num_examples: int | None, seed: int) -> list[StepBatch]:
     """Batches of a user's own loader, read with a private random stream; a dataset's own state is left untouched.
@@ -64,6 +67,11 @@ def to_device(batches: Iterable[StepBatch], module: Any, trainer: Any | None = N
             batch = module._apply_batch_transfer_handler(batch, device=module.device, dataloader_idx=0)
             moved.append(step_batch._replace(batch=batch))
     return moved
+
+
+def read(loader: Iterable[Any], module: Any, num_examples: int | None, seed: int) -> list[StepBatch]:
+    """Batches of a user's own loader on the device of a module that no trainer has."""
+    return to_device(draw(loader, num_examples, seed), module)
 
 
 class Probes:
@@ -121,12 +129,9 @@ class Probes:
                 for split in self.splits:
                     self._store.load_from(trainer, split, self._wanted(split), self.seed)
         elif self._resumed.get("digests"):
+            directory, digests = Path(self._resumed["directory"]), self._resumed["digests"]
             try:
-                self._store.resume(
-                    Path(self._resumed["directory"]),
-                    self._resumed["digests"],
-                    collective_of(trainer, interruptible=False),
-                )
+                self._store.resume(directory, digests, collective_of(trainer, interruptible=False))
             except Exception as error:
                 rank_zero_warn(f"The resumed run's probe set could not be read and is captured anew: {error}")
 
@@ -178,14 +183,10 @@ class Probes:
 
     def state(self) -> dict[str, Any]:
         """Where a resumed run finds captured sets: a folder, and digests by split."""
-        return (
-            {}
-            if self._store.directory is None
-            else {
-                "directory": str(self._store.directory),
-                "digests": {split: list(named) for split, named in self._store.digests.items()},
-            }
-        )
+        if self._store.directory is None:
+            return {}
+        digests = {split: list(named) for split, named in self._store.digests.items()}
+        return {"directory": str(self._store.directory), "digests": digests}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Remember where the resumed run keeps its captured sets."""

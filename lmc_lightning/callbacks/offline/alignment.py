@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lmc_lightning.callbacks.bridge.guards import check_alike, check_choice
 from lmc_lightning.callbacks.bridge.objectives import objective_of
-from lmc_lightning.callbacks.bridge.probes import draw, to_device
+from lmc_lightning.callbacks.bridge.probes import read
 from lmc_lightning.callbacks.bridge.step import StepBatch
+from lmc_lightning.callbacks.pairs.reference import tensors_of
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.alignment.aligned import Alignment
 from lmc_lightning.landscape.alignment.matching import METHODS, Matching, Method
@@ -88,11 +89,11 @@ def align_all(
     check_choice("method", method, METHODS)
     for module in modules:
         check_alike(reference, module, parameters)
-    batches = to_device(draw(dataloader, num_examples, seed), reference)
+    batches = read(dataloader, reference, num_examples, seed)
     objective = _objective(reference, batches, loss_fn, parameters=parameters, seed=seed)
     alignment = Alignment(method, objective, restarts, seed)
     end_a = endpoint_of(objective)
-    matchings = [alignment.match(end_a, endpoint_of(objective, _state(module))) for module in modules]
+    matchings = [alignment.match(end_a, endpoint_of(objective, tensors_of(module))) for module in modules]
     return [Aligned(_permuted(module, m), m) for module, m in zip(modules, matchings, strict=True)]
 
 
@@ -109,15 +110,10 @@ def _outputs(module: nn.Module, step_batch: StepBatch) -> Tensor:
     return outputs
 
 
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    tensors = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
-    return {name: tensor for named in tensors for name, tensor in named}
-
-
 @torch.no_grad()
 def _permuted(module: nn.Module, matching: Matching) -> nn.Module:
     copied = copy.deepcopy(module)
-    own = _state(copied)
+    own = tensors_of(copied)
     for name, tensor in matching.apply(own).items():
         own[name].copy_(tensor)
     return copied

@@ -9,8 +9,7 @@ from torch import nn
 from lmc_lightning.callbacks.bridge.guards import check_alike, check_loss
 from lmc_lightning.callbacks.bridge.objectives import objective_of
 from lmc_lightning.callbacks.bridge.probe_set import between
-from lmc_lightning.callbacks.bridge.probes import draw, to_device
-from lmc_lightning.callbacks.bridge.step import StepBatch
+from lmc_lightning.callbacks.bridge.probes import draw, read, to_device
 from lmc_lightning.callbacks.pairs.reference import tensors_of
 from lmc_lightning.core.chunks import equal_batches
 from lmc_lightning.core.random_vectors import derive_seed
@@ -71,13 +70,13 @@ def connect(
     check_loss(module_a, loss_fn)
     check_alike(module_a, module_b, parameters)
     common: dict[str, Any] = {"loss_fn": loss_fn, "parameters": parameters, "seed": seed}
-    drawn = _batches(module_a, train_dataloader, curve_examples, seed)
+    drawn = read(train_dataloader, module_a, curve_examples, seed)
     cut = {"mode": "train", "keep_batches": True, **common}
     objective = objective_of(module_a, equal_batches(drawn, batch_size), **cut)
     if dataloaders is None:
         measured = {"train": list(between(drawn, 0, num_examples))}
     else:
-        measured = {s: _batches(module_a, loader, num_examples, seed) for s, loader in dataloaders.items()}
+        measured = {s: read(loader, module_a, num_examples, seed) for s, loader in dataloaders.items()}
     states = StateEvaluator.with_default_policy(
         {split: objective_of(module_a, batches, **common) for split, batches in measured.items()},
         batch_stats=batch_stats,
@@ -165,11 +164,7 @@ def local_learning_coefficient(
         ValueError: a plain module comes without ``loss_fn``.
     """
     check_loss(module, loss_fn)
-    batches = _batches(module, dataloader, num_examples, seed)
+    batches = read(dataloader, module, num_examples, seed)
     options: dict[str, Any] = {"loss_fn": loss_fn, "parameters": parameters, "seed": seed, "chunk_size": batch_size}
     objective = objective_of(module, batches, **options)
     return sampled_coefficient(objective, objective.theta(), settings, progress=progress)
-
-
-def _batches(module: nn.Module, loader: Iterable[Any], num_examples: int | None, seed: int) -> list[StepBatch]:
-    return to_device(draw(loader, num_examples, seed), module)

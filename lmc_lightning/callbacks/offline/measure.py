@@ -12,7 +12,7 @@ from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge.guards import check_alike, check_choice, check_loss
 from lmc_lightning.callbacks.bridge.objectives import objective_of
 from lmc_lightning.callbacks.bridge.probe_set import ProbeSet, Split, between
-from lmc_lightning.callbacks.bridge.probes import draw, to_device
+from lmc_lightning.callbacks.bridge.probes import draw, read, to_device
 from lmc_lightning.callbacks.bridge.step import StepBatch
 from lmc_lightning.callbacks.pairs.reference import tensors_of
 from lmc_lightning.landscape.alignment.aligned import Alignment
@@ -157,17 +157,12 @@ def interpolation_barriers(
     """
     check_loss(module_a, loss_fn)
     check_alike(module_a, module_b, parameters)
-    common: dict[str, Any] = {
-        "loss_fn": loss_fn,
-        "parameters": parameters,
-        "batch_weight": batch_weight,
-        "seed": seed,
-    }
-    drawn = {split: to_device(draw(loader, num_examples, seed), module_a) for split, loader in dataloaders.items()}
+    common: dict[str, Any] = {"loss_fn": loss_fn, "parameters": parameters, "batch_weight": batch_weight, "seed": seed}
+    drawn = {split: read(loader, module_a, num_examples, seed) for split, loader in dataloaders.items()}
     objectives = {split: objective_of(module_a, batches, **common) for split, batches in drawn.items()}
     batches = next(iter(drawn.values()))
     if train_dataloader is not None:
-        batches = to_device(draw(train_dataloader, num_examples, seed), module_a)
+        batches = read(train_dataloader, module_a, num_examples, seed)
     stats_objective = objective_of(module_a, batches, mode="train", keep_batches=True, **common)
     first = next(iter(objectives.values()))
     end_a, end_b = endpoint_of(first), endpoint_of(first, tensors_of(module_b))

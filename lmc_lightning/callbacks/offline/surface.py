@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lmc_lightning.callbacks.bridge.guards import check_alike, check_loss
 from lmc_lightning.callbacks.bridge.objectives import objective_of
-from lmc_lightning.callbacks.bridge.probes import draw, to_device
+from lmc_lightning.callbacks.bridge.probes import read
 from lmc_lightning.callbacks.loss_surface import NUM_EXAMPLES, LossSurface
 from lmc_lightning.callbacks.offline.measure import with_checkpoint
 from lmc_lightning.callbacks.pairs.reference import tensors_of
@@ -90,13 +90,13 @@ def loss_surface(
     for other in others:
         check_alike(module, other, parameters)
     common: dict[str, Any] = {"loss_fn": loss_fn, "parameters": parameters, "batch_weight": batch_weight, "seed": seed}
-    batches = to_device(draw(dataloader, num_examples, seed), module)
+    batches = read(dataloader, module, num_examples, seed)
     objective = objective_of(module, batches, **common)
     policy = batch_stats or ("recompute" if others else "endpoint")
     statistics = None
     if policy == "recompute" and has_batch_norm(module):
         if train_dataloader is not None:
-            batches = to_device(draw(train_dataloader, num_examples, seed), module)
+            batches = read(train_dataloader, module, num_examples, seed)
         statistics = objective_of(module, batches, mode="train", keep_batches=True, **common)
     generator = torch.Generator().manual_seed(derive_seed(seed, LossSurface.kind))
     marks = {name: endpoint_of(objective, tensors_of(m)) for name, m in zip("BC", others, strict=False)}

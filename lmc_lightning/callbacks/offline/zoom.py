@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from lmc_lightning.branching.family.nodes import Node, Point
 from lmc_lightning.branching.family.plan import child_of
 from lmc_lightning.branching.internals import end_now
 from lmc_lightning.branching.traces.curves import TRAIN_LOSS, read_curves
-from lmc_lightning.branching.traces.evidence import DIGESTED_BATCHES, judge
+from lmc_lightning.branching.traces.evidence import common_digests, judge, keep_what_compares
 from lmc_lightning.callbacks.bridge.probe_store import ProbeStore
 from lmc_lightning.plotting.zoom import plot_zoom
 from lmc_lightning.recording import Record
@@ -90,9 +91,9 @@ class Zoom:
         if unknown:
             raise KeyError(f"Expected keys among {', '.join(known)}, got {unknown[0]!r}.")
         margin = max(10, self.stop - self.start)
-        around = {s: v for s, v in (self.trunk_losses or self.losses).items() if abs(s - self.start) <= margin}
-        around |= {s: v for s, v in (self.trunk_losses or self.losses).items() if abs(s - self.stop) <= margin}
-        panels = {TRAIN_LOSS: np.array(sorted(around.items())).reshape(-1, 2)}
+        losses = sorted((self.trunk_losses or self.losses).items())
+        around = [(s, loss) for s, loss in losses if self.start - margin <= s <= self.stop + margin]
+        panels = {TRAIN_LOSS: np.array(around, dtype=float).reshape(-1, 2)}
         panels |= {key: table[key].dropna().reset_index().to_numpy(dtype=float) for key in keys or known[:3]}
         proof = ", ".join(f"{number} {_EVIDENCE[what]}" for what, number in self.compared.items() if number)
         caption = f"equal to the run bit for bit: {proof}" if self.exact else f"NOT the same run: {self.reason}"
@@ -150,7 +151,11 @@ def replay(
     with isolated():
         children.train(node, extra=[window, *callbacks], at_fork=window)
     own, trunk = (read_curves(f.curves_path(n)).get(TRAIN_LOSS, {}) for f, n in ((apart, node), (family, family.trunk)))
-    reason, compared = _compare(family, label, node, window, own, trunk)
+    keep_what_compares(node, family.trunk, window.num_batches, window.cut)
+    node.reason = None
+    judge(node, family.trunk, family.forks[label].first_batches)
+    reason = _difference(node, own, trunk)
+    compared = {**common_digests(node, family.trunk), "losses": len(own.keys() & trunk)}
     if reason:
         rank_zero_warn(f"The replay of steps {start} to {stop} is not the run that it repeats: {reason}.")
     failures = [f for callback in callbacks for f in getattr(callback, "failures", ())]
@@ -211,9 +216,8 @@ class _Window(Callback):
             callback.schedule = Schedule("step", None, frozenset())
         self.num_batches = 0
         """Trained on since the fork."""
-        self.cut: int | None = None
-        """The epoch that was not run to its end."""
-        self.cut_after = 0
+        self.cut: tuple[int, int] | None = None
+        """The epoch that was not run to its end, and how many of its batches were."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Measure on what the trunk's callbacks have measured on."""
@@ -241,43 +245,17 @@ class _Window(Callback):
         self.num_batches += 1
         if trainer.global_step >= max(self._steps) and not trainer.should_stop:
             if not trainer.is_last_batch:
-                self.cut, self.cut_after = trainer.current_epoch, batch_idx + 1
+                self.cut = trainer.current_epoch, batch_idx + 1
             end_now(trainer)
 
 
-def _compare(
-    family: Family, label: str, node: Node, window: _Window, own: dict[int, float], trunk: dict[int, float]
-) -> tuple[str | None, dict[str, int]]:
-    """What differs from the trunk, and how much was compared."""
-    if window.cut is not None:
-        for digests in (node.order_digests, node.augmentation_digests):
-            digests.pop(window.cut, None)
-        if window.cut_after < DIGESTED_BATCHES:
-            node.batch_digests.pop(window.cut, None)
-    if window.num_batches < DIGESTED_BATCHES:
-        node.first_batches = None
-    for epoch in [e for e, step in node.epochs.items() if family.trunk.epochs.get(e) != step]:
-        del node.state_digests[epoch]
-    node.reason = None
-    judge(node, family.trunk, family.forks[label].first_batches)
-    steps = sorted(set(own) & set(trunk))
-    differing = [s for s in steps if own[s] != trunk[s] and not (own[s] != own[s] and trunk[s] != trunk[s])]
-    reason = None
+def _difference(node: Node, own: dict[int, float], trunk: dict[int, float]) -> str | None:
+    """Why what was judged to be a replay is not one."""
     if not all(node.shared.values()):
         seen = ", ".join(what for what, same in node.shared.items() if not same)
-        reason = f"its {seen} differ from the trunk's: the data has changed since, or the loader has state of its own"
-    elif not node.exact_replay:
-        reason = node.reason
-    elif differing:
-        reason = f"the loss differs from the trunk's first at step {differing[0]}"
-    pairs = {
-        "batches": (node.batch_digests, family.trunk.batch_digests),
-        "order": (node.order_digests, family.trunk.order_digests),
-        "augmentation": (node.augmentation_digests, family.trunk.augmentation_digests),
-        "weights": (node.state_digests, family.trunk.state_digests),
-    }
-    compared = {what: len(mine.keys() & theirs.keys()) for what, (mine, theirs) in pairs.items()}
-    return reason, {"first_batches": int(node.first_batches is not None), **compared, "losses": len(steps)}
-
-
-__all__ = ["Zoom", "replay"]
+        return f"its {seen} differ from the trunk's: the data has changed since, or the loader has state of its own"
+    if not node.exact_replay:
+        return node.reason
+    steps = sorted(own.keys() & trunk)
+    first = next((s for s in steps if own[s] != trunk[s] and not (isnan(own[s]) and isnan(trunk[s]))), None)
+    return None if first is None else f"the loss differs from the trunk's first at step {first}"

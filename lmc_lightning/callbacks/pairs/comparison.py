@@ -27,6 +27,9 @@ from lmc_lightning.recording import Quantity
 Extra: TypeAlias = Literal["distances", "soup", "layers", "attribution", "figures"]
 EXTRAS: tuple[Extra, ...] = ("distances", "soup", "layers", "attribution", "figures")
 
+_OF_BARRIERS = ("metric", "peak_t", "barrier_lower", "distinguishable_from_zero", "num_points", "num_samples")
+"""What the evidence has of a barrier beside all conventions."""
+
 ALIGNED = "aligned"
 """The part of a key that says that the second state had its channels permuted."""
 
@@ -44,6 +47,11 @@ class Finding:
     stderr: float | None = None
     qualifier: str = ""
     evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def recorded(self, label: str, name: str | None = None) -> Quantity:
+        """As it is recorded and logged, of a pair by a callback."""
+        key = "/".join(part for part in (self.family, self.quantity, name, label, self.qualifier) if part)
+        return Quantity(key, self.value, self.stderr, evidence=self.evidence)
 
 
 Findings: TypeAlias = list[Finding]
@@ -170,14 +178,8 @@ class Comparison:
     def _evidence(self, barrier: Barrier) -> dict[str, Any]:
         return {
             **self._data(barrier.split),
-            **{name: getattr(barrier, name) for name in DEFINITIONS},
+            **{name: getattr(barrier, name) for name in (*DEFINITIONS, *_OF_BARRIERS)},
             "definition": "barrier",
-            "metric": barrier.metric,
-            "peak_t": barrier.peak_t,
-            "barrier_lower": barrier.barrier_lower,
-            "distinguishable_from_zero": barrier.distinguishable_from_zero,
-            "num_points": barrier.num_points,
-            "num_samples": barrier.num_samples,
             "sample_unit": barrier.unit,
             "ends": [float(barrier.values[0]), float(barrier.values[-1])],
             "own_ends": list(barrier.own_ends),
@@ -241,11 +243,6 @@ class Comparison:
                     qualifier = "/".join(part for part in (group, rest) if part)
                     stderr = barrier.stderr_data["barrier"]
                     yield Finding("barrier_layer", name, barrier.barrier, stderr, qualifier, evidence)
-
-
-def quantity_of(finding: Finding, key: str) -> Quantity:
-    """A finding as it is recorded and logged."""
-    return Quantity(key, finding.value, finding.stderr, evidence=finding.evidence)
 
 
 def needs_statistics(module: nn.Module, batch_stats: BatchStats | None) -> bool:

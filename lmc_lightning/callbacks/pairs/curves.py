@@ -1,7 +1,7 @@
 """Two states of a network joined by a trained curve: what is logged of it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,28 +17,26 @@ from lmc_lightning.types import Progress
 FAMILY = "path"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CurvePairing(Pairing):
-    """What was found along a curve, and the curve."""
+    """What was found along a curve."""
 
-    connection: Connection | None = None
-    lines: Mapping[str, Barrier] = field(default_factory=dict)
+    lines: Mapping[str, Barrier]
     """Barriers of the straight line, by the names of those of the curve."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CurveComparison(Comparison):
     """Pairs of states compared by a curve that is trained between them."""
 
-    objective: Objective | None = None
+    objective: Objective
     """What curves are trained on."""
-    training: CurveTraining = field(default_factory=CurveTraining)
-    seed: int = 0
-    progress: Progress | None = None
+    training: CurveTraining
+    seed: int
+    progress: Progress
 
     def between(self, end_a: Endpoint, end_b: Endpoint) -> CurvePairing:
         """Train the curve from A (t = 0) to B (t = 1), with the same random numbers for every pair."""
-        assert self.objective is not None
         found = connection(
             self.states,
             self.objective,
@@ -51,7 +49,7 @@ class CurveComparison(Comparison):
         )
         barriers, lines = self._named(found.on_curve), self._named(found.on_line)
         findings = [*self._of_curve(found, barriers, lines), *self._of_path(found)]
-        return CurvePairing(barriers, findings, connection=found, lines=lines)
+        return CurvePairing(barriers, findings, lines=lines)
 
     def _of_curve(
         self, found: Connection, barriers: Mapping[str, Barrier], lines: Mapping[str, Barrier]

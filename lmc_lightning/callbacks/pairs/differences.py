@@ -2,12 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.branching.family.nodes import Node
@@ -16,8 +13,8 @@ from lmc_lightning.callbacks.pairs.pair import Pair, pairs_of
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.loggers import Chart, log_picture
 from lmc_lightning.media import draw, save_arrays, save_picture
-from lmc_lightning.plotting.differences import plot_differences
-from lmc_lightning.plotting.style import figure_of
+from lmc_lightning.plotting.differences import plot_effect
+from lmc_lightning.plotting.style import deferred
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,25 +129,4 @@ def difference_figures(table: pd.DataFrame) -> dict[str, Callable[[], "Figure"]]
         table: from :func:`paired_differences`.
     """
     groups = table.groupby(["quantity", "intervention"])
-    return {f"difference_curves/{quantity}/{name}": partial(_draw, rows) for (quantity, name), rows in groups}
-
-
-def _draw(table: pd.DataFrame) -> "Figure":
-    first: Any = table.iloc[0]
-    curves: dict[str, NDArray[np.float64]] = {}
-    forks: list[float] = []
-    for run, rows in table.groupby("run", sort=False):
-        forks.append(float(rows["branch_step"].iloc[0]))
-        child = str(run).rpartition("_child_")[2]
-        label = f"after {forks[-1]:.0f} steps" + (f", child {child}" if child != "0" else "")
-        curves[label] = rows[["step", "difference"]].to_numpy(dtype=float)
-    paired = "same batches and noise as the trunk" if table["paired"].all() else "noise of its own: not paired"
-    return figure_of(
-        plot_differences(
-            curves,
-            forks=forks,
-            title=f"Effect of {first.intervention} on {first.quantity}",
-            ylabel=f"{first.quantity}, child − trunk",
-            caption=f"child − trunk at each step, {paired}",
-        )
-    )
+    return {f"difference_curves/{quantity}/{name}": deferred(plot_effect, rows) for (quantity, name), rows in groups}

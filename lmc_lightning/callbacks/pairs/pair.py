@@ -34,6 +34,12 @@ class Pair:
         return sorted(set(self.first.epochs) & set(self.second.epochs))
 
     @property
+    def ends(self) -> tuple[str, str]:
+        """What the two are called in figures."""
+        siblings = f"child {self.first.child}", f"child {self.second.child}"
+        return ("trunk", "child") if self.kind == "trunk" else siblings
+
+    @property
     def lineage(self) -> dict[str, Any]:
         """Which runs these are, for a record."""
         first, second = self.first.child, self.second.child
@@ -84,15 +90,21 @@ class Work:
 
 
 def work_on(
-    family: Family, pairs: Sequence[Pair], comparison: Comparison, is_wanted: Callable[[Pair, int], bool]
+    family: Family,
+    pairs: Sequence[Pair],
+    comparison: Any,
+    is_wanted: Callable[[Pair, int], bool],
+    *,
+    with_soup: bool,
 ) -> Iterator[Work]:
     """Every wanted comparison, one later epoch after the other, so that each network is read and evaluated once.
 
     Args:
         family: with the kept weights.
         pairs: to be compared.
-        comparison: by what; with the extra ``"soup"`` the trunk and all compared children of an epoch are averaged too.
+        comparison: by what.
         is_wanted: of a pair at a later epoch.
+        with_soup: average the trunk and all compared children of an epoch too.
     """
     for epoch in sorted({epoch for pair in pairs for epoch in pair.epochs}):
         ends = _Ends(family, epoch, comparison.states.objective)
@@ -101,7 +113,7 @@ def work_on(
             step = pair.second.epochs[epoch]
             yield Work(pair.label, step, epoch, pair.lineage, partial(_compare, comparison, ends, pair))
         names = [family.trunk.name, *dict.fromkeys(name for pair in pairs for name in _apart(pair, epoch))]
-        if "soup" in comparison.extras and any(_apart(pair, epoch) for pair in due):
+        if with_soup and any(_apart(pair, epoch) for pair in due):
             lineage = {"pair": "family", "run": "family", "parent": family.trunk.name, "runs": names}
             label = "/".join(part for part in ("family", variant_of(family)) if part)
             yield Work(label, family.step_of_epoch(epoch), epoch, lineage, partial(_mix, comparison, ends, names))

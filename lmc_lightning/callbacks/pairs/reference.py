@@ -17,11 +17,7 @@ _OF_THE_RUN = ("initial", "previous", "average")
 
 
 def check_reference(
-    reference: str | None,
-    schedule: Schedule,
-    branching: bool,
-    averaging: Sequence[Any] = (),
-    name: str = "InterpolationBarrier",
+    reference: str | None, schedule: Schedule, branching: bool, averaging: Sequence[Any], name: str
 ) -> None:
     """Refuse what gives nothing to compare with, or two things.
 

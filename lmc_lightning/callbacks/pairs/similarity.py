@@ -1,11 +1,10 @@
 """Two states of a network compared by what their layers represent."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from math import nan
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,12 +13,16 @@ from lmc_lightning.landscape.paths.line import Endpoint
 from lmc_lightning.landscape.paths.states import StateEvaluator
 from lmc_lightning.landscape.similarity.cka import Representation, Similarity, similarity
 from lmc_lightning.landscape.similarity.layer_outputs import representations
-from lmc_lightning.plotting.similarity import plot_similarity
-from lmc_lightning.plotting.style import figure_of
 from lmc_lightning.recording import Quantity
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+
+@dataclass(frozen=True)
+class SimilarityPairing:
+    """What was found for a pair of states."""
+
+    similarity: Similarity
+    data: Mapping[str, Any]
+    """The evidence of the examples."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,15 @@ class SimilarityComparison:
 
     states: StateEvaluator
     layers: Sequence[str] | None = None
-    shared: Mapping[str, Any] = field(default_factory=dict)
-    """The evidence that all its numbers share."""
-    extras: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """The evidence of the examples, where it is not that of a visit."""
     _known: WeakKeyDictionary[Endpoint, dict[str, Representation]] = field(
         default_factory=WeakKeyDictionary, repr=False
     )
 
-    def between(self, end_a: Endpoint, end_b: Endpoint) -> Similarity:
+    def between(self, end_a: Endpoint, end_b: Endpoint) -> SimilarityPairing:
         """CKA of every layer of one state with every layer of the other."""
-        return similarity(self._represented(end_a), self._represented(end_b))
+        return SimilarityPairing(similarity(self._represented(end_a), self._represented(end_b)), self.data)
 
     def _represented(self, end: Endpoint) -> dict[str, Representation]:
         if end not in self._known:
@@ -45,10 +47,10 @@ class SimilarityComparison:
         return self._known[end]
 
 
-def similarity_quantities(found: Similarity, key: str, inputs: str) -> list[Quantity]:
+def similarity_quantities(found: SimilarityPairing, key: str, inputs: str) -> list[Quantity]:
     """The mean over layers under a key, and each layer under a longer one."""
-    by_layer = found.same_layers()
-    shared = {"layers": len(by_layer), "rows": found.num_examples, "inputs": inputs}
+    by_layer = found.similarity.same_layers()
+    shared = {**found.data, "layers": len(by_layer), "rows": found.similarity.num_examples, "inputs": inputs}
     means = [fmean(v) for v in zip(*by_layer.values(), strict=True)] or [nan, nan]
     quantities = [Quantity(key, means[0], evidence={**shared, "biased": means[1]})]
     for layer, value in by_layer.items():
@@ -61,12 +63,3 @@ def similarity_arrays(found: Similarity) -> dict[str, np.ndarray]:
     """The map of every layer with every layer, and what its rows and columns are."""
     names = {name: np.array(getattr(found, name), dtype=str) for name in ("layers_a", "layers_b")}
     return {name: getattr(found, name).numpy() for name in ("debiased", "biased", "stderr")} | names
-
-
-def similarity_figure(found: Similarity, names: tuple[str, str], inputs: str) -> Callable[[], "Figure"]:
-    """The map, drawn when called."""
-    return partial(_drawn, found, names, "inputs mixed up" if inputs == "mixup" else "")
-
-
-def _drawn(found: Similarity, names: tuple[str, str], caption: str) -> "Figure":
-    return figure_of(plot_similarity(found, names=names, caption=caption))

@@ -4,9 +4,11 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor
 
 from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.branching.traces.averaging import averaging
@@ -15,24 +17,27 @@ from lmc_lightning.callbacks.bridge.guards import check_listed
 from lmc_lightning.callbacks.bridge.objectives import collective_of
 from lmc_lightning.callbacks.bridge.probe_set import ProbeSet, Split
 from lmc_lightning.callbacks.checkpoint_branching import CheckpointBranching
+from lmc_lightning.callbacks.pairs.comparison import Extra
 from lmc_lightning.callbacks.pairs.pair import PAIR_KINDS, Pair, PairKind, Work, pairs_of, work_on
 from lmc_lightning.callbacks.pairs.reference import Reference, check_reference, state_of_module
 from lmc_lightning.callbacks.visits.common import Common, Unpack
 from lmc_lightning.callbacks.visits.memory import Meter
-from lmc_lightning.callbacks.visits.visit import NO_DERIVATIVES, Visit
+from lmc_lightning.callbacks.visits.visit import NO_DERIVATIVES, Visit, probe_evidence
 from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.paths.line import Endpoint, endpoint_of
+from lmc_lightning.landscape.paths.line import endpoint_of
 from lmc_lightning.recording import Measurement
 from lmc_lightning.schedule import Axis
-from lmc_lightning.types import Progress
+
+_OF_A_STATE = ("probe_loss", "probe_error", "mean_max_probability")
+"""Evidence that a pair of a family has not."""
 
 
 class StatePairs(MeasurementCallback):
     """Compares two states of a network.
 
     Beside :class:`CheckpointBranching`, the children of each branch point with the trunk or with each other at common
-    later epochs, when all have been trained; without it, the run with ``reference``. Leaves say by what a pair is
+    later epochs, when all have been trained; without it, the run with ``reference``. Subclasses say by what a pair is
     compared (:meth:`_comparison`), what is recorded of it (:meth:`_result`) and what is made of a whole family
     (:meth:`_finish`).
 
@@ -45,6 +50,8 @@ class StatePairs(MeasurementCallback):
 
     offline: str
     """The function that does the same for two modules without a run."""
+    extras: tuple[Extra, ...] = ()
+    """What else is asked for."""
 
     def __init__(
         self, *, reference: str | None = None, pairs: Sequence[PairKind] = ("trunk",), **common: Unpack[Common]
@@ -53,36 +60,24 @@ class StatePairs(MeasurementCallback):
         check_listed("pairs", pairs, PAIR_KINDS)
         self.reference, self.pairs = reference, tuple(pairs)
         self._reference = Reference(reference)
+        self._found: dict[tuple[str, int], Any] = {}
+        """What the comparison has given, by the last part of the keys and the step."""
 
     @abstractmethod
-    def _comparison(
-        self,
-        module: nn.Module,
-        trainer: Any,
-        objectives: Mapping[Split, Objective] | None = None,
-        progress: Progress | None = None,
-    ) -> Any:
-        """By what pairs are compared, on the probe sets that there are; ``objectives`` are those of a visit."""
+    def _comparison(self, visit: Visit, start: Mapping[str, Tensor] | None) -> Any:
+        """By what pairs of states of the visited module are compared; ``start`` is where the run began, if known."""
 
     @abstractmethod
-    def _result(self, pairing: Any, label: str, step: int, names: tuple[str, str]) -> Measurement:
+    def _result(self, pairing: Any, label: str, names: tuple[str, str]) -> Measurement:
         """What is recorded of a pair under a label."""
-
-    @abstractmethod
-    def _is_known(self, label: str, step: int) -> bool:
-        """Whether a pair has been compared."""
-
-    def _starting(self, comparison: Any, start: Endpoint | None) -> Any:
-        """The comparison, where it has to do with the start of the run."""
-        return comparison
-
-    def _start_of(self, family: Family, comparison: Any) -> Endpoint | None:
-        """Where the trunk started, if those weights were kept."""
-        known = 0 in family.trunk.epochs
-        return endpoint_of(comparison.states.objective, family.state(family.trunk, 0)) if known else None
 
     def _finish(self, family: Family, trainer: Any) -> None:
         """Make something of all pairs."""
+
+    def forget(self) -> None:
+        """Forget the pairs of another run too."""
+        super().forget()
+        self._found.clear()
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
@@ -125,11 +120,10 @@ class StatePairs(MeasurementCallback):
         evidence = {"reference": self.reference, "reference_step": reference.step, **NO_DERIVATIVES}
         evidence |= {"num_averaged": reference.count} if reference.count else {}
         if reference.state is not None:
-            comparison = self._comparison(visit.module, visit.trainer, visit.objectives, visit.progress)
+            comparison = self._comparison(visit, reference.state if self.reference == "initial" else None)
             ends = [endpoint_of(comparison.states.objective, s) for s in (reference.state, state)]
-            comparison = self._starting(comparison, ends[0] if self.reference == "initial" else None)
             names = (str(self.reference), f"step {visit.step}")
-            measurement = self._result(comparison.between(*ends), reference.label, visit.step, names)
+            measurement = self._keep(comparison.between(*ends), reference.label, visit.step, names)
         if self.reference == "previous":
             reference.take(state, visit.step)
         return replace(measurement, evidence=evidence)
@@ -142,11 +136,15 @@ class StatePairs(MeasurementCallback):
         self._recorder.drop_failures()
         with self._recorded(self.kind, self._step, family.end.epoch), collective_of(trainer).agreed():
             with glass_box():
-                comparison = self._comparison(pl_module, trainer)
-                comparison = self._starting(comparison, self._start_of(family, comparison))
+                loss_on = partial(self.objective, pl_module, trainer=trainer)
+                objectives = {split: loss_on(p.batches) for split, p in self._sets(trainer).items()}
+                end, generator = family.end, torch.Generator()
+                visit = Visit(objectives, loss_on, end.step, end.epoch, generator, pl_module, trainer)
+                start = family.state(family.trunk, 0) if 0 in family.trunk.epochs else None
+                comparison = self._comparison(visit, start)
             pairs = [pair for pair in pairs_of(family, self.pairs) if self._is_complete(pair)]
-            for work in work_on(family, pairs, comparison, self._is_wanted):
-                self._do(work, comparison, trainer)
+            for work in work_on(family, pairs, comparison, self._is_wanted, with_soup="soup" in self.extras):
+                self._do(work, trainer)
             self._finish(family, trainer)
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.save()
@@ -165,19 +163,29 @@ class StatePairs(MeasurementCallback):
         step = pair.second.epochs[epoch]
         at_branch = step == pair.second.branch_step  # where siblings are one network
         due = pair.kind == "trunk" if at_branch else self.schedule.is_due("epoch", epoch)
-        return due and not self._is_known(pair.label, step)
+        return due and (pair.label, step) not in self._found
 
-    def _do(self, work: Work, comparison: Any, trainer: Any) -> None:
+    def _do(self, work: Work, trainer: Any) -> None:
         loggers = trainer.loggers if trainer.is_global_zero else ()
         with self._recorded(f"{self.kind}/{work.label}", work.step, work.epoch), collective_of(trainer).agreed():
             with glass_box(), Meter(trainer.strategy.root_device, self.clock) as meter:
                 pairing = work.measure()
             names = (work.lineage["parent"], work.lineage["run"])
-            measurement = self._result(pairing, work.label, work.step, names)
+            measurement = self._keep(pairing, work.label, work.step, names)
             evidence = {**work.lineage, "later_epoch": work.epoch, **NO_DERIVATIVES, **meter.evidence}
-            shared = getattr(comparison, "shared", {})
-            measurement = replace(measurement, evidence={**shared, **evidence})
-            self._recorder.add(measurement, step=work.step, epoch=work.epoch, loggers=loggers)
+            self._recorder.add(
+                replace(measurement, evidence=evidence), step=work.step, epoch=work.epoch, loggers=loggers
+            )
+
+    def _keep(self, pairing: Any, label: str, step: int, names: tuple[str, str]) -> Measurement:
+        measurement = self._result(pairing, label, names)
+        self._found[label, step] = pairing
+        return measurement
+
+    def _data(self, probes: ProbeSet, objective: Objective) -> dict[str, Any]:
+        """The evidence of a probe set, with the state that is visited unless there is a whole family of them."""
+        evidence = probe_evidence(probes, objective)
+        return {name: value for name, value in evidence.items() if self.reference or name not in _OF_A_STATE}
 
     def _sets(self, trainer: Any) -> dict[Split, ProbeSet]:
         """The probe sets that there are.

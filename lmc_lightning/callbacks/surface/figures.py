@@ -1,12 +1,11 @@
 """What a run shows of a loss surface: figures, and a mesh that TensorBoard's viewer shows in its own colours."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmc_lightning.landscape.surface.slices import Surface
 from lmc_lightning.loggers import Mesh
-from lmc_lightning.plotting.style import figure_of
+from lmc_lightning.plotting.style import deferred
 from lmc_lightning.plotting.surfaces import mesh_arrays, plot_contours, plot_profile, plot_relief
 
 if TYPE_CHECKING:
@@ -23,12 +22,8 @@ MESH_CONFIG = {
 def surface_figures(surface: Surface, epoch: int, key: Callable[[str], str]) -> dict[str, Callable[[], "Figure"]]:
     """The figures of one visit by key: contours and relief of a plane, the profile of a line."""
     drawn = {"profile": plot_profile} if surface.ys is None else {"contours": plot_contours, "relief": plot_relief}
-    return {key(name): partial(_draw, plot, surface, epoch) for name, plot in drawn.items()}
-
-
-def _draw(plot: Callable[..., Any], surface: Surface, epoch: int) -> "Figure":
-    place = "a line" if surface.ys is None else "a plane"
-    return figure_of(plot(surface, title=f"Loss on {place}, epoch {epoch}"))
+    title = f"Loss on {'a line' if surface.ys is None else 'a plane'}, epoch {epoch}"
+    return {key(name): deferred(plot, surface, title=title) for name, plot in drawn.items()}
 
 
 def surface_mesh(surface: Surface) -> Mesh:

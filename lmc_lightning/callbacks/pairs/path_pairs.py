@@ -2,46 +2,38 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
-from torch import nn
+from torch import Tensor
 
 from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.bridge.guards import check_choice, check_listed
 from lmc_lightning.callbacks.bridge.logged import LogRecorder
 from lmc_lightning.callbacks.bridge.probe_set import Split
+from lmc_lightning.callbacks.bridge.probes import STATISTICS_EXAMPLES
 from lmc_lightning.callbacks.pairs.comparison import (
-    Comparison,
-    Extra,
-    Finding,
     NamedMetrics,
     Pairing,
     check_metrics,
     metrics_of,
     needs_statistics,
-    quantity_of,
 )
 from lmc_lightning.callbacks.pairs.family_figures import Figures
 from lmc_lightning.callbacks.pairs.family_table import family_table, write_tables
 from lmc_lightning.callbacks.pairs.pair import PairKind
 from lmc_lightning.callbacks.pairs.state_pairs import StatePairs
 from lmc_lightning.callbacks.visits.common import Common, Unpack
-from lmc_lightning.callbacks.visits.visit import probe_evidence
+from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.paths.barrier import DEFINITIONS, Barrier, NumPoints
-from lmc_lightning.landscape.paths.line import NUM_POINTS, BatchStats, Endpoint
+from lmc_lightning.landscape.paths.line import NUM_POINTS, BatchStats, endpoint_of
 from lmc_lightning.landscape.paths.states import Metrics, StateEvaluator
 from lmc_lightning.recording import Measurement
-from lmc_lightning.types import Progress
-
-STATISTICS_EXAMPLES = 5000
-"""Training examples from which BatchNorm statistics are recomputed on the path."""
 
 
 class PathOptions(Common, total=False):
-    """The arguments of :class:`PairMeasurement`, as editors and type checkers see them behind ``**common``."""
+    """The arguments of :class:`PathPairs`, as editors and type checkers see them behind ``**common``."""
 
     num_points: NumPoints
     reference: str | None
@@ -52,14 +44,12 @@ class PathOptions(Common, total=False):
     batch_stats: BatchStats | None
 
 
-class PairMeasurement(StatePairs):
+class PathPairs(StatePairs):
     """Compares two states of a network along a path between them.
 
     Leaves say what a pair is asked for (:meth:`_comparison`) and what is drawn (:meth:`_figures`); for the arguments
     see :class:`~lmc_lightning.callbacks.interpolation_barrier.InterpolationBarrier`.
     """
-
-    extras: tuple[Extra, ...] = ()
 
     def __init__(
         self,
@@ -86,9 +76,20 @@ class PairMeasurement(StatePairs):
         check_metrics(metrics or {}, self.splits)
         self.num_points, self.metrics, self.batch_stats = num_points, dict(metrics or {}), batch_stats
         self.definitions = tuple(definitions)
-        self.barriers: dict[tuple[str, int], Barrier] = {}
-        """Full results by (key, later step)."""
         self._family = ""
+
+    @property
+    def barriers(self) -> dict[tuple[str, int], Barrier]:
+        """Full results by (key, later step)."""
+        return self._by_key("barriers")
+
+    def _by_key(self, attribute: str) -> dict[tuple[str, int], Any]:
+        """Something that was found of all pairs, by name, as it is kept by key."""
+        return {
+            (f"{self.key(name)}/{label}", step): found
+            for (label, step), pairing in self._found.items()
+            for name, found in getattr(pairing, attribute).items()
+        }
 
     @abstractmethod
     def _figures(self, family: Family) -> Figures:
@@ -120,77 +121,50 @@ class PairMeasurement(StatePairs):
                 "A run sees no test batches from which the test split could be captured. Give it a datamodule "
                 "with probe_batches(split, num_examples, seed), or leave 'test' out of splits."
             )
-        self.barriers.clear()
-
-    def _starting(self, comparison: Comparison, start: Endpoint | None) -> Comparison:
-        return replace(comparison, start=start)
-
-    def _is_known(self, label: str, step: int) -> bool:
-        return (f"{self.key('train_loss')}/{label}", step) in self.barriers
-
-    def measure_family(self, family: Family, trainer: Any, pl_module: Any) -> None:
-        """Barriers between the pairs of a family at the scheduled later epochs that they share.
-
-        A further call adds what the earlier ones lack. The results are written to the family's folder too, as
-        ``barriers.csv`` (:meth:`to_table`) and, averaged over pairs, ``barriers_mean.csv``.
-        """
-        self._family = str(family.folder)
-        super().measure_family(family, trainer, pl_module)
 
     def _finish(self, family: Family, trainer: Any) -> None:
+        """Draw, and write ``barriers.csv`` (:meth:`to_table`) and its means over pairs to the family's folder."""
+        self._family = str(family.folder)
         loggers = trainer.loggers if trainer.is_global_zero else ()
         drawn = Measurement((), figures=self._figures(family))
         self._recorder.add(drawn, step=self._step, epoch=family.end.epoch, loggers=loggers)
         if trainer.is_global_zero:
             write_tables(self.to_table(), family.folder, self.table_name)
 
-    def _comparison(
-        self,
-        module: nn.Module,
-        trainer: Any,
-        objectives: Mapping[Split, Objective] | None = None,
-        progress: Progress | None = None,
-    ) -> Comparison:
-        """On the probe sets that there are; with the ``objectives`` of a visit, its state is part of the evidence."""
-        sets, recorder = self._sets(trainer), LogRecorder()
-        if self.metrics and "val" not in sets:
-            raise RuntimeError(f"No validation batch was seen, from which {', '.join(self.metrics)} could be had.")
-        skipped = () if objectives else ("probe_loss", "probe_error", "mean_max_probability")
-        if self.metrics or objectives is None:
-            options = {"trainer": trainer, "recorder": recorder if self.metrics else None}
-            objectives = {s: self.objective(module, p.batches, **options) for s, p in sets.items()}
-        evidence = {s: probe_evidence(sets[s], objective) for s, objective in objectives.items()}
-        further: dict[str, Metrics] = {}
+    def _shared(self, visit: Visit, start: Mapping[str, Tensor] | None) -> dict[str, Any]:
+        """The arguments that every :class:`Comparison` along a path has."""
+        objectives, recorder, further = visit.objectives, LogRecorder(), dict[str, Metrics]()
+        sets = self._sets(visit.trainer)
         if self.metrics:
+            if "val" not in sets:
+                raise RuntimeError(f"No validation batch was seen, from which {', '.join(self.metrics)} could be had.")
+            options = {"trainer": visit.trainer, "recorder": recorder}
+            objectives = {s: self.objective(visit.module, p.batches, **options) for s, p in sets.items()}
             further["val"] = metrics_of(self.metrics, objectives["val"], sets["val"].batches, recorder)
-        return Comparison(
-            StateEvaluator.with_default_policy(
-                {str(split): objective for split, objective in objectives.items()},
-                batch_stats=self.batch_stats,
-                stats_objective=self._statistics(module, trainer),
-                further=further,
-            ),
-            self.num_points,
-            self.metrics,
-            self.definitions,
-            self.extras,
-            {s: {name: value for name, value in e.items() if name not in skipped} for s, e in evidence.items()},
+        states = StateEvaluator.with_default_policy(
+            {str(split): objective for split, objective in objectives.items()},
+            batch_stats=self.batch_stats,
+            stats_objective=self._statistics(visit),
+            further=further,
         )
+        return {
+            "states": states,
+            "num_points": self.num_points,
+            "metrics": self.metrics,
+            "definitions": self.definitions,
+            "evidence": {split: self._data(sets[split], of) for split, of in objectives.items()},
+            "start": None if start is None else endpoint_of(states.objective, start),
+        }
 
-    def _statistics(self, module: nn.Module, trainer: Any) -> Objective | None:
+    def _statistics(self, visit: Visit) -> Objective | None:
         """The module on the training batches that BatchNorm statistics are recomputed from."""
         pool = self._probes.get("train", STATISTICS_EXAMPLES)
-        if pool is None or not needs_statistics(module, self.batch_stats):
+        if pool is None or not needs_statistics(visit.module, self.batch_stats):
             return None
-        return self.objective(module, pool.batches, trainer=trainer, mode="train", keep_batches=True)
+        return self.objective(visit.module, pool.batches, trainer=visit.trainer, mode="train", keep_batches=True)
 
-    def _result(self, pairing: Pairing, label: str, step: int, names: tuple[str, str]) -> Measurement:
-        self.barriers |= {(f"{self.key(name)}/{label}", step): found for name, found in pairing.barriers.items()}
-        return Measurement(tuple(quantity_of(f, self._key_of(f, label)) for f in pairing.findings))
-
-    def _key_of(self, finding: Finding, label: str) -> str:
-        parts = finding.family, finding.quantity, self.name, label, finding.qualifier
-        return "/".join(part for part in parts if part)
+    def _result(self, pairing: Pairing, label: str, names: tuple[str, str]) -> Measurement:
+        return Measurement(tuple(finding.recorded(label, self.name) for finding in pairing.findings))
 
     def to_table(self) -> pd.DataFrame:
         """One row for each pair, later epoch, split, metric and definition; see :func:`family_table`."""
