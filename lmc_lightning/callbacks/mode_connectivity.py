@@ -94,7 +94,7 @@ class ModeConnectivity(PathPairs):
         batches = equal_batches(pool.batches, self.batch_size)
         return CurveComparison(
             **self._shared(visit, start),
-            objective=self.objective(visit.module, batches, trainer=visit.trainer, mode="train", keep_batches=True),
+            objective=visit.loss_on(batches, mode="train", keep_batches=True),
             training=self.training,
             seed=self.seed,
             progress=visit.progress,

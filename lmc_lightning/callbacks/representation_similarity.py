@@ -93,7 +93,7 @@ class RepresentationSimilarity(StatePairs):
     def _comparison(self, visit: Visit, start: Mapping[str, Tensor] | None) -> SimilarityComparison:
         batches = visit.objective.batches
         mixed = mixed_up(batches, self.seed) if self.inputs == "mixup" else batches
-        objective = self.objective(visit.module, mixed, trainer=visit.trainer)
+        objective = visit.loss_on(mixed)
         data = {} if self.reference else self._data(self._sets(visit.trainer)["train"], objective)
         return SimilarityComparison(StateEvaluator({"train": objective}), self.layers, data)
 

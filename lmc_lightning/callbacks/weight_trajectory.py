@@ -147,7 +147,13 @@ class WeightTrajectory(MeasurementCallback):
         if trainer.is_global_zero and len(self.snapshots) >= MIN_SNAPSHOTS:
             with self._aside("drawing the way"):
                 run = self.snapshots.trajectory()
-                self._draw([run], trainer, pl_module, trainer.current_epoch, columns=loss_column(run, self.results))
+                self._draw(
+                    [run],
+                    trainer,
+                    pl_module,
+                    (self._step, trainer.current_epoch),
+                    columns=loss_column(run, self.results),
+                )
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Write what was recorded."""
@@ -159,13 +165,20 @@ class WeightTrajectory(MeasurementCallback):
         with self._aside("drawing the family"):
             runs = family_trajectories(family, pl_module, self.parameters)
             runs = [replace(run, points=torch.stack([*map(self.snapshots.sketched, run.points)])) for run in runs]
-            self._draw(runs, trainer, pl_module, family.end.epoch, "/family")
+            self._draw(runs, trainer, pl_module, (family.end.step, family.end.epoch), "/family")
         for logger in trainer.loggers:
             logger.save()
 
     def _draw(
-        self, runs: list[Trajectory], trainer: Any, pl_module: Any, epoch: int, suffix: str = "", **shown: Any
+        self,
+        runs: list[Trajectory],
+        trainer: Any,
+        pl_module: Any,
+        at: tuple[int, int],
+        suffix: str = "",
+        **shown: Any,
     ) -> None:
+        """Draw runs on their plane, at a step and epoch."""
         with glass_box():
             try:
                 plane = pca_plane(runs)
@@ -181,7 +194,7 @@ class WeightTrajectory(MeasurementCallback):
             caption = f"sketches of {self.dimension} numbers" if self.dimension else ""
             shown |= {"losses": losses, "with_tsne": self.tsne, "caption": caption}
             drawn = trajectory_pictures(plane, suffix=suffix, **shown)
-            self._recorder.add(drawn, step=self._step, epoch=epoch, loggers=trainer.loggers)
+            self._recorder.add(drawn, step=at[0], epoch=at[1], loggers=trainer.loggers)
 
     @contextmanager
     def _aside(self, doing: str) -> Iterator[None]:

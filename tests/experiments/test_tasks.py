@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lmc_lightning.experiments.collect import collect, runs, write_table
 from lmc_lightning.experiments.plans import build
 from lmc_lightning.experiments.plans.study import Study, with_overrides
+from lmc_lightning.experiments.results.hparams import write_hparams
 from lmc_lightning.experiments.work import tasks
 from lmc_lightning.experiments.work.forecast import forecast, sample
 from lmc_lightning.experiments.work.tasks import Task, outcome_of, run_task, tasks_of
@@ -30,6 +32,20 @@ def test_all_tasks_of_a_study_complete(branched):
     assert pair.hyperparameters == {"seed_a": 0, "seed_b": 1}
     family = next(o for o in outcomes.values() if o.kind == "family")
     assert {"barrier/train_loss/k1_001@6", "barrier/val_error/k1_001@6"} <= set(family.metrics)
+
+
+def test_what_is_shown_of_a_family_is_at_the_step_where_its_trunk_ended(branched):
+    folder, _ = branched
+    figures = [path.stem for path in folder.glob("cells/*/lmc/figures/barrier_*.png")]
+    assert len(figures) > 4
+    assert {name[-7:] for name in figures} == {"_000006"}
+    assert {"barrier/val_error/k1_001", "sharpness/worst_case"} <= set(write_hparams(folder))
+    for cell in (folder / "cells").iterdir():
+        events = EventAccumulator(str(cell)).Reload()
+        assert {i.step for tag in events.Tags()["images"] for i in events.Images(tag) if tag.startswith("barrier")} == {
+            6
+        }
+        assert [found.step for found in events.Tensors("report/measured/text_summary")][-1] == 6
 
 
 def test_done_tasks_are_not_done_again(branched, monkeypatch):

@@ -127,7 +127,7 @@ class PathPairs(StatePairs):
         self._family = str(family.folder)
         loggers = trainer.loggers if trainer.is_global_zero else ()
         drawn = Measurement((), figures=self._figures(family))
-        self._recorder.add(drawn, step=self._step, epoch=family.end.epoch, loggers=loggers)
+        self._recorder.add(drawn, step=family.end.step, epoch=family.end.epoch, loggers=loggers)
         if trainer.is_global_zero:
             write_tables(self.to_table(), family.folder, self.table_name)
 
@@ -138,8 +138,7 @@ class PathPairs(StatePairs):
         if self.metrics:
             if "val" not in sets:
                 raise RuntimeError(f"No validation batch was seen, from which {', '.join(self.metrics)} could be had.")
-            options = {"trainer": visit.trainer, "recorder": recorder}
-            objectives = {s: self.objective(visit.module, p.batches, **options) for s, p in sets.items()}
+            objectives = {split: visit.loss_on(p.batches, recorder=recorder) for split, p in sets.items()}
             further["val"] = metrics_of(self.metrics, objectives["val"], sets["val"].batches, recorder)
         states = StateEvaluator.with_default_policy(
             {str(split): objective for split, objective in objectives.items()},
@@ -161,7 +160,7 @@ class PathPairs(StatePairs):
         pool = self._probes.get("train", STATISTICS_EXAMPLES)
         if pool is None or not needs_statistics(visit.module, self.batch_stats):
             return None
-        return self.objective(visit.module, pool.batches, trainer=visit.trainer, mode="train", keep_batches=True)
+        return visit.loss_on(pool.batches, mode="train", keep_batches=True)
 
     def _result(self, pairing: Pairing, label: str, names: tuple[str, str]) -> Measurement:
         return Measurement(tuple(finding.recorded(label, self.name) for finding in pairing.findings))

@@ -134,7 +134,7 @@ class StatePairs(MeasurementCallback):
         """Compare the pairs of a family at the scheduled later epochs that they share; a further call adds more."""
         started = self.clock()
         self._recorder.drop_failures()
-        with self._recorded(self.kind, self._step, family.end.epoch), collective_of(trainer).agreed():
+        with self._recorded(self.kind, family.end.step, family.end.epoch), collective_of(trainer).agreed():
             with glass_box():
                 loss_on = partial(self.objective, pl_module, trainer=trainer)
                 objectives = {split: loss_on(p.batches) for split, p in self._sets(trainer).items()}

@@ -23,8 +23,9 @@ HEADLINES = (
     "sharpness/gradient_norm",
     "trajectory/distance_from_start",
     "llc/llc",
+    r"barrier/(val|test)_error/k1_(step_)?\d+",
 )
-"""Numbers that stand beside the hyper-parameters of a run. All would be a column each, too many to look at."""
+"""Keys of the numbers that stand beside the hyper-parameters of a run. All would be too many columns to look at."""
 
 FILE, TAG = "report.md", "report/measured"
 
@@ -121,14 +122,22 @@ class Reporting(Callback):
             if self._recorder.directory is not None:
                 write_atomic(self._recorder.directory / FILE, lambda file: file.write(text.encode()))
             logged = {key for callback in ours for key in callback.logged}
-            metrics = [*sorted(trainer.logged_metrics), *(key for key in HEADLINES if key in logged)]
+            metrics = [*sorted(trainer.logged_metrics), *chosen(logged, HEADLINES)]
+            seen = (record.step for callback in ours for record in callback.results)
+            last = max([self._step, *seen])  # a family may have been trained before
             for logger in trainer.loggers:
-                log_text(logger, TAG, text, self._step)
+                log_text(logger, TAG, text, last)
                 log_hparams(logger, metrics)
         except OSError as error:  # the recorders have warned of a full disk
             rank_zero_info(f"The report of the run cannot be written: {error}")
         except Exception as error:  # a logger out of network, after a run that has succeeded
             rank_zero_warn(f"The report of the run cannot be shown: {type(error).__name__}: {error}")
+
+
+def chosen(keys: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """The keys that are wanted, in the order of the regular expressions that say so."""
+    found = sorted(keys)
+    return [key for pattern in wanted for key in found if re.fullmatch(pattern, key)]
 
 
 def layout_of(callbacks: Iterable[Any], *, measured: bool = False) -> Layout:

@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 from torch.utils.tensorboard.summary import hparams
 
-from lmc_lightning.callbacks.visits.reporting import HEADLINES
+from lmc_lightning.callbacks.visits.reporting import HEADLINES, chosen
 from lmc_lightning.experiments.collect import collect, hyperparameters, runs
 from lmc_lightning.experiments.work.tasks import cell_folder
 from lmc_lightning.loggers.tensorboard import write_hparams as replace_hparams
 
 METRICS = ("val_acc", "val_loss", "test_acc", "test_loss", "train_loss", *HEADLINES)
-"""Shown where a study has them. All scalars of a run would be a column each, too many to look at."""
+"""Regular expressions of the scalars that are shown where a study has them."""
 
 ABSENT_NUMBER, ABSENT_TEXT = -1.0, "–"
 """Where a run has no such hyper-parameter: TensorBoard leaves runs with a gap out of the parallel coordinates."""
@@ -30,7 +30,7 @@ def write_hparams(
 
     Args:
         folder: of the study; ``tensorboard --logdir`` it.
-        metrics: tags.
+        metrics: regular expressions of tags.
         table: what :func:`~lmc_lightning.experiments.collect.collect` gave, where it has been read.
 
     Returns:
@@ -44,7 +44,8 @@ def write_hparams(
     wide = runs(table)
     done = wide[wide["task_status"] == "completed"]
     names = [name for name in hyperparameters(table) if done[name].notna().any()]  # those of pairs are not of runs
-    shown = [metric for metric in metrics if metric in done.columns]
+    of_families = table.loc[(table["kind"] == "family") & table["value"].notna(), "name"]
+    shown = chosen({*map(str, done.columns), *of_families}, metrics)
     filled = {name: _filled(done[name]) for name in names}
     settings = [{name: filled[name][row] for name in names} for row in range(len(done))]
     if not settings:
