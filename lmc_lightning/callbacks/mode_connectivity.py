@@ -19,7 +19,7 @@ from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.paths.barrier import Barrier
 from lmc_lightning.landscape.paths.curves import CurveTraining
 from lmc_lightning.loggers import Chart
-from lmc_lightning.plotting.curves import plot_paths
+from lmc_lightning.plotting.barriers import plot_paths
 from lmc_lightning.plotting.style import figure_of
 from lmc_lightning.recording import Measurement
 from lmc_lightning.types import Progress
