@@ -87,15 +87,14 @@ def _check_products(objective: Objective, theta: Tensor, directions: Tensor) -> 
     return SelfCheck("finite_differences", reason, error, suspect)
 
 
-def self_check_outputs(objective: Objective, seed: int = 0) -> SelfCheck:
+def self_check_outputs(objective: Objective) -> SelfCheck:
     """The verdict on products through the network's outputs: are they those of the differences of the outputs?
 
     Args:
         objective: made with ``dtype=torch.float64``, of one batch on each process.
-        seed: of the random directions.
     """
     theta = objective.theta()
-    directions = _directions(theta, seed)
+    directions = _directions(theta)
     with objective.ggn(theta) as product:
         products = [product(v) for v in directions]
     asymmetry = _asymmetry(directions, products)
@@ -107,7 +106,7 @@ def self_check_outputs(objective: Objective, seed: int = 0) -> SelfCheck:
     return SelfCheck("no_hessian", reason, error)
 
 
-def _directions(theta: Tensor, seed: int) -> Tensor:
+def _directions(theta: Tensor, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(NUM_DIRECTIONS, len(theta), generator=generator, dtype=theta.dtype).to(theta.device)
 

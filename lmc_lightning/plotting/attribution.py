@@ -1,6 +1,7 @@
 """Pictures of what a curvature is made of: the examples that carry most of it, and the share of each class."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -77,7 +78,13 @@ def _draw_classes(ax: Axes, by_class: Mapping[int, tuple[float, float]]) -> None
     shown = sorted(by_class, key=lambda c: by_class[c][0], reverse=True)[:_MAX_CLASSES]
     places = np.arange(len(shown))
     ax.barh(places, [by_class[c][0] for c in shown], color=BLUE, label="of the curvature")
-    marks = {"marker": "|", "markersize": 11, "markeredgewidth": 2, "color": RED, "label": "of the examples"}
+    marks: dict[str, Any] = {
+        "marker": "|",
+        "markersize": 11,
+        "markeredgewidth": 2,
+        "color": RED,
+        "label": "of the examples",
+    }
     ax.plot([by_class[c][1] for c in shown], places, linestyle="none", **marks)
     ax.set_yticks(places, [str(c) for c in shown])
     ax.invert_yaxis()

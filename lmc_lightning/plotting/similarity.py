@@ -1,5 +1,7 @@
 """Pictures of how alike the layers of two networks represent the same examples."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
@@ -54,7 +56,6 @@ def _label(axis: Axis, layers: tuple[str, ...]) -> None:
     while len({p[shared] for p in parts}) == 1 and min(map(len, parts)) > shared + 1:
         shared += 1  # what all names begin with says nothing
     texts = [".".join(parts[i][shared:]) for i in places]
-    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axis.set_ticks(
-        places, texts, fontsize=8.5, **(turned if isinstance(axis, XAxis) and max(map(len, texts)) > 4 else {})
-    )
+    is_long = isinstance(axis, XAxis) and max(map(len, texts)) > 4
+    turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_long else {}
+    axis.set_ticks(places, texts, fontsize=8.5, **turned)

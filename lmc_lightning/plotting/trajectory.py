@@ -42,8 +42,8 @@ def plot_trajectories(
     farthest = max(float(d.max()) for d in plane.distances)
     walk = f", that of a random walk {random_walk_shares(2).sum():.0%}" if len(plane.trajectories) == 1 else ""
     text = f"the plane holds {sum(shares):.0%}{walk}; snapshots are at most {farthest:.3g} off it · ★ end"
-    names = {"x": f"component 1  ({shares[0]:.0%} of the variance)", "y": f"component 2  ({shares[1]:.0%})"}
-    with drawing(ax, title, f"{text}\n{caption}", **names) as ax:
+    x, y = f"component 1  ({shares[0]:.0%} of the variance)", f"component 2  ({shares[1]:.0%})"
+    with drawing(ax, title, f"{text}\n{caption}", x=x, y=y) as ax:
         if losses is not None:
             _draw_losses(ax, losses)
         _draw_paths(ax, plane.trajectories, [c[:, :2].numpy() for c in plane.coordinates])

@@ -200,4 +200,4 @@ def spectrum_charts(
 
 def cost_evidence(result: SpectrumResult) -> dict[str, Any]:
     """What the visit has cost, and how memory was shared out; time is taken by whoever made the visit."""
-    return {name: value for name, value in asdict(result.cost).items() if name != "seconds"}
+    return asdict(result.cost)

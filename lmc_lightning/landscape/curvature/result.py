@@ -59,7 +59,6 @@ class Cost:
     Attributes:
         num_matvecs: Products spent, all of them, those on blocks included.
         num_gradients: Gradients of the whole probe set spent beside the products.
-        seconds: Wall-clock time [s].
         num_chunks: Chunks of the probe set on this process.
         chunk_size: Examples in the first of them; ``None`` where that cannot be told.
         num_cached: Chunks whose gradient graph was kept between products.
@@ -71,7 +70,6 @@ class Cost:
 
     num_matvecs: int
     num_gradients: int
-    seconds: float
     num_chunks: int
     chunk_size: int | None
     num_cached: int
@@ -109,10 +107,8 @@ class SpectrumResult:
         overlap: ‖UᵀU'‖²_F/k with the k top eigenvectors U' of the visit before: 1 for the same subspace.
         gradient_in_top: ‖Uᵀg‖²/‖g‖²: the share of the gradient in the k top eigenvectors.
         layer_masses: Share of the top eigenvector in each tensor ``(T,)``, summing to 1.
-        loss: L(θ); with ``gradient_norm`` and ``confidence`` the state in which the curvature was taken.
         gradient_norm: ‖∇L(θ)‖₂.
-        confidence: Mean largest predicted probability, of classifiers.
-        cost: Products, gradients, time and memory.
+        cost: Products, gradients and memory.
         converged: Whether all pairs asked for reached their tolerance and all probes were taken.
         exact: The exact trace with its parts by example, or why there is none, if it was tried.
     """
@@ -132,9 +128,7 @@ class SpectrumResult:
     overlap: float | None
     gradient_in_top: float | None
     layer_masses: Tensor | None = field(repr=False)
-    loss: float
     gradient_norm: float
-    confidence: float | None
     cost: Cost
     converged: bool
     exact: ExactTrace | None = field(default=None, repr=False)
@@ -246,11 +240,6 @@ class SpectrumResult:
     def num_gradients(self) -> int:
         """Gradients of the whole probe set spent beside the products."""
         return self.cost.num_gradients
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock time [s]."""
-        return self.cost.seconds
 
     @property
     def _positive_lambda_max(self) -> float:

@@ -1,6 +1,5 @@
 """Curvature of a mean loss at one point: extreme eigenvalues, trace and density of its Hessian, and what follows."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -110,7 +109,6 @@ def spectrum(
     )
     if request.num_pairs + num_probes == 0 and trace_tolerance is None:
         raise ValueError("Nothing to measure: ask for num_eigenvalues, num_negative or num_probes above 0.")
-    began = time.perf_counter()
     start = gaussian(theta.numel(), generator, device=theta.device, dtype=theta.dtype)
     start = start if previous is None or not warm else warm_start(previous.to(start), start)
     plan = request.plan(objective, theta)
@@ -121,13 +119,8 @@ def spectrum(
         before = product.num_gradients
         if follow_up is not None:
             follow_up(product, result)
-    cost = replace(
-        result.cost,
-        num_matvecs=product.num_products,
-        num_gradients=result.cost.num_gradients + product.num_gradients - before,
-        seconds=time.perf_counter() - began,
-    )
-    return replace(result, cost=cost)
+    gradients = result.cost.num_gradients + product.num_gradients - before
+    return replace(result, cost=replace(result.cost, num_matvecs=product.num_products, num_gradients=gradients))
 
 
 _OPERATORS: dict[Operator, Callable[[Objective, Tensor, int], CurvatureProduct]] = {
@@ -209,7 +202,6 @@ class _Run:
         forms = self.pair_forms(pairs, every=density is not None and (exact is None or exact.value is None))
         traces = self.traces(exact, probing, density, pairs, forms)
         blocks = self.blocks(objective.layout.names)
-        evaluation = objective.evaluate(self.product.theta)
         top = None if pairs is None or not self.request.num_largest else pairs.eigenvectors[: pairs.num_largest]
         return SpectrumResult(
             num_params=self.product.theta.numel(),
@@ -227,9 +219,7 @@ class _Run:
             overlap=None if top is None or previous is None else subspace_overlap(top, previous),
             gradient_in_top=None if top is None else share_within(top, gradient),
             layer_masses=None if top is None else squares_by_tensor(top[:1], self.product.sizes)[0],
-            loss=evaluation.loss,
             gradient_norm=float(torch.linalg.vector_norm(gradient, dtype=torch.float64)),
-            confidence=evaluation.confidence,
             cost=self.cost(objective, 0 if exact is None else exact.num_gradients),
             converged=self.converged(pairs, density, traces),
             exact=exact,
@@ -327,7 +317,6 @@ class _Run:
         return Cost(
             num_matvecs=self.product.num_products,
             num_gradients=self.product.num_gradients + num_gradients,
-            seconds=0.0,
             num_chunks=self.product.num_chunks,
             chunk_size=chunk_size_of(objective),
             num_cached=self.product.num_cached,
