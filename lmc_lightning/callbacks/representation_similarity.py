@@ -110,7 +110,7 @@ class RepresentationSimilarity(StatePairs):
         if objectives is None:
             shared = probe_evidence(self._sets(trainer)["train"], objective)
         shared = {name: value for name, value in shared.items() if name not in _OF_A_STATE}
-        return SimilarityComparison(StateEvaluator({"train": objective}), self.layers, shared)
+        return SimilarityComparison(StateEvaluator({"train": objective}, batch_stats="endpoint"), self.layers, shared)
 
     def _result(self, pairing: Similarity, label: str, step: int, names: tuple[str, str]) -> Measurement:
         key = f"{self.key('cka')}/{label}"

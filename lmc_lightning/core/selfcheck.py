@@ -66,7 +66,7 @@ def self_check(objective: Objective, seed: int = 0) -> SelfCheck:
 
 
 def _check_products(objective: Objective, theta: Tensor, directions: Tensor) -> SelfCheck:
-    pruned = pruned_nodes(torch.cat(objective.differentiable_gradients(0, objective.leaves(theta))))
+    pruned = pruned_nodes(torch.cat(objective.gradients(0, objective.leaves(theta))))
     try:
         with objective.hvp(theta) as product:
             products = [product(v) for v in directions]
@@ -87,14 +87,15 @@ def _check_products(objective: Objective, theta: Tensor, directions: Tensor) -> 
     return SelfCheck("finite_differences", reason, error, suspect)
 
 
-def self_check_outputs(objective: Objective) -> SelfCheck:
+def self_check_outputs(objective: Objective, seed: int = 0) -> SelfCheck:
     """The verdict on products through the network's outputs: are they those of the differences of the outputs?
 
     Args:
         objective: made with ``dtype=torch.float64``, of one batch on each process.
+        seed: of the random directions.
     """
     theta = objective.theta()
-    directions = _directions(theta)
+    directions = _directions(theta, seed)
     with objective.ggn(theta) as product:
         products = [product(v) for v in directions]
     asymmetry = _asymmetry(directions, products)
@@ -106,7 +107,7 @@ def self_check_outputs(objective: Objective) -> SelfCheck:
     return SelfCheck("no_hessian", reason, error)
 
 
-def _directions(theta: Tensor, seed: int = 0) -> Tensor:
+def _directions(theta: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(NUM_DIRECTIONS, len(theta), generator=generator, dtype=theta.dtype).to(theta.device)
 

@@ -164,7 +164,7 @@ class PairMeasurement(StatePairs):
         if self.metrics:
             further["val"] = metrics_of(self.metrics, objectives["val"], sets["val"].batches, recorder)
         return Comparison(
-            StateEvaluator.with_default_policy(
+            StateEvaluator(
                 {str(split): objective for split, objective in objectives.items()},
                 batch_stats=self.batch_stats,
                 stats_objective=self._statistics(module, trainer),

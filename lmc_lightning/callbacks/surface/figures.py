@@ -22,7 +22,8 @@ MESH_CONFIG = {
 
 def surface_figures(surface: Surface, epoch: int, key: Callable[[str], str]) -> dict[str, Callable[[], "Figure"]]:
     """The figures of one visit by key: contours and relief of a plane, the profile of a line."""
-    drawn = {"profile": plot_profile} if surface.ys is None else {"contours": plot_contours, "relief": plot_relief}
+    planes: dict[str, Callable[..., Any]] = {"contours": plot_contours, "relief": plot_relief}
+    drawn = {"profile": plot_profile} if surface.ys is None else planes
     return {key(name): partial(_draw, plot, surface, epoch) for name, plot in drawn.items()}
 
 

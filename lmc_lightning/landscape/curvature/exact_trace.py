@@ -298,7 +298,7 @@ def _curvature_checked(
     with objective.hvp(theta) as hessian, objective.ggn(theta) as gauss_newton:
         lengths = objective.ggn(theta, curvature=_identity)
         for number, (name, size) in enumerate(zip(objective.layout.names, objective.layout.sizes, strict=True)):
-            v = gaussian(size, generator, device=theta.device, dtype=theta.dtype)
+            v = gaussian(size, generator).to(theta)
             expected = _form(gauss_newton, number, v)
             error = abs(_form(hessian, number, v) - expected)
             if error > TOLERANCE * expected and error > _ROUNDING * _form(lengths, number, v):

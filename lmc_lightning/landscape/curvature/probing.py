@@ -35,7 +35,7 @@ class Probing:
         """A new probe ``(P,)`` of independent signs."""
         self.num_drawn += 1
         theta = self._product.theta
-        return rademacher(theta.numel(), self._generator, device=theta.device, dtype=theta.dtype)
+        return rademacher(theta.numel(), self._generator).to(theta)
 
     def draws(self, count: int) -> Iterator[Tensor]:
         """So many new probes."""

@@ -109,7 +109,7 @@ def spectrum(
     )
     if request.num_pairs + num_probes == 0 and trace_tolerance is None:
         raise ValueError("Nothing to measure: ask for num_eigenvalues, num_negative or num_probes above 0.")
-    start = gaussian(theta.numel(), generator, device=theta.device, dtype=theta.dtype)
+    start = gaussian(theta.numel(), generator).to(theta)
     start = start if previous is None or not warm else warm_start(previous.to(start), start)
     plan = request.plan(objective, theta)
     with _OPERATORS[operator](objective, theta, plan.graphs) as product:

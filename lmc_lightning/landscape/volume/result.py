@@ -174,7 +174,7 @@ class Volume:
 
     @property
     def log_mean_r_pow_stderr(self) -> float:
-        """Standard error of log E r^P over directions, √(1/ESS − 1/n); NaN below 8 effective directions."""
+        """Standard error of log E r^P over directions, √((1/ESS − 1/n) n/(n − 1)); NaN below 8 effective directions."""
         size, effective = len(self.radii), self.effective_sample_size
         if effective < MIN_EFFECTIVE:
             return nan
