@@ -96,4 +96,6 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, weights: Tensor) -> Mean:
+    counted = weights > 0
+    values, weights = values[counted], weights[counted]
     return Mean(float(values @ weights), float(standard_error(values, weights)))
