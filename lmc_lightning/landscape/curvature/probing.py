@@ -113,7 +113,7 @@ def sampled_trace(
         )
         value, stderr, converged = estimate.value, estimate.stderr, estimate.converged
     elif density is not None:
-        value, stderr = density.trace, density.trace_stderr
+        value, stderr = density.moment(1)
     else:
         raise ValueError("Nothing to take the trace from: give a density or a tolerance.")
     chunks, tensors = probing.parts(masses)

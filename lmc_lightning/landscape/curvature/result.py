@@ -189,12 +189,12 @@ class SpectrumResult:
     @property
     def effective_rank(self) -> float | None:
         """Σλ₊/λ_max, for λ_max > 0: how many eigenvalues of the largest size carry the positive part."""
-        return self._from_quadrature(lambda q: q.positive_trace / self._positive_lambda_max)
+        return self._from_quadrature(lambda q: q.positive_trace()[0] / self._positive_lambda_max)
 
     @property
     def effective_rank_stderr(self) -> float | None:
         """Standard error of ``effective_rank`` over probes."""
-        return self._from_quadrature(lambda q: q.positive_trace_stderr / self._positive_lambda_max)
+        return self._from_quadrature(lambda q: q.positive_trace()[1] / self._positive_lambda_max)
 
     @property
     def stable_rank(self) -> float | None:
@@ -214,22 +214,22 @@ class SpectrumResult:
     @property
     def negative_mass(self) -> float | None:
         """Share of the eigenvalues below −``resolution``."""
-        return self._from_quadrature(lambda q: q.negative_mass(self.resolution))
+        return self._from_quadrature(lambda q: q.negative_mass(self.resolution)[0])
 
     @property
     def negative_mass_stderr(self) -> float | None:
         """Standard error of ``negative_mass`` over probes."""
-        return self._from_quadrature(lambda q: q.negative_mass_stderr(self.resolution))
+        return self._from_quadrature(lambda q: q.negative_mass(self.resolution)[1])
 
     @property
     def null_mass(self) -> float | None:
         """Share of the eigenvalues within ±``resolution``."""
-        return self._from_quadrature(lambda q: q.null_mass(self.resolution))
+        return self._from_quadrature(lambda q: q.null_mass(self.resolution)[0])
 
     @property
     def null_mass_stderr(self) -> float | None:
         """Standard error of ``null_mass`` over probes."""
-        return self._from_quadrature(lambda q: q.null_mass_stderr(self.resolution))
+        return self._from_quadrature(lambda q: q.null_mass(self.resolution)[1])
 
     @property
     def num_matvecs(self) -> int:
