@@ -199,7 +199,6 @@ def plot_barrier_heatmap(
     ax: Axes | None = None,
     *,
     title: str,
-    unit: str = "",
     caption: str = "",
 ) -> Axes:
     """A number for each branch point and later epoch, as colour and in figures; what is NaN stays grey.
@@ -210,7 +209,6 @@ def plot_barrier_heatmap(
         later_epochs: of the columns.
         ax: where to draw; by default in a new figure.
         title: of the figure.
-        unit: of the numbers.
         caption: definition, data, policy.
 
     Raises:
@@ -231,7 +229,7 @@ def plot_barrier_heatmap(
         ax.set_xticks(range(len(later_epochs)), [str(e) for e in later_epochs])
         ax.set_yticks(range(len(k1s)), [str(k) for k in k1s])
         _draw_borders(ax, cells.shape)
-        ax.figure.colorbar(image, ax=ax, label=unit)
+        ax.figure.colorbar(image, ax=ax)
         _write_cells(ax, cells, norm, cmap)
     return ax
 

@@ -23,7 +23,6 @@ def plot_stability(
     ax: Axes | None = None,
     *,
     small_batch_limit: float | None = None,
-    title: str = "Curvature over the optimizer's threshold",
     caption: str = "",
 ) -> Axes:
     """Curvature in units of the optimizer's threshold against steps, with the limits that theory knows.
@@ -32,12 +31,12 @@ def plot_stability(
         curves: by label; whiskers are two standard errors.
         ax: where to draw; by default in a new figure.
         small_batch_limit: where the curvature along gradients of small batches is expected to saturate.
-        title: of the figure.
         caption: data, batch size, mode.
     """
     limits = {"full-batch limit": 1.0}
     if small_batch_limit is not None and small_batch_limit != 1:
         limits["small-batch limit"] = small_batch_limit
+    title = "Curvature over the optimizer's threshold"
     with drawing(ax, title, caption, x="optimizer steps", y="λ / threshold") as ax:
         for (label, limit), dashes in zip(limits.items(), ("--", ":"), strict=False):
             ax.axhline(limit, color=INK, linestyle=dashes, linewidth=1.1, label=f"{label}, {limit:.3g}")

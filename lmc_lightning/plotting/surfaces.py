@@ -193,18 +193,16 @@ def plot_profile(
     return ax
 
 
-def mesh_arrays(
-    surface: Surface, metric: str = "loss"
-) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.uint8]]:
-    """The relief as triangles: vertices ``(N, 3)``, y up, in about [−1, 1], faces ``(F, 3)``, colours ``(N, 3)``.
+def mesh_arrays(surface: Surface) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.uint8]]:
+    """The loss as triangles: vertices ``(N, 3)``, y up, in about [−1, 1], faces ``(F, 3)``, colours ``(N, 3)``.
 
-    Each marked state is a small red octahedron. Triangles at points where the metric is not finite are left out.
+    Each marked state is a small red octahedron. Triangles at points where the loss is not finite are left out.
 
     Raises:
         ValueError: the surface is a line.
     """
-    xs, ys, values = _plane(surface, metric)
-    scale = common_scale([surface], metric)
+    xs, ys, values = _plane(surface, "loss")
+    scale = common_scale([surface])
     heights = _heights(values, scale)
     along, across = (2 * (g - g[0]) / (g[-1] - g[0]) - 1 for g in (xs, ys))
     grid = np.meshgrid(along, across, indexing="ij")
@@ -214,7 +212,7 @@ def mesh_arrays(
     faces = _triangles(values.shape)
     faces = faces[known.reshape(-1)[faces].all(axis=1)]
     for mark in surface.marks:
-        height = float(_heights(np.array([mark.values[metric]]), scale)[0])
+        height = float(_heights(np.array([mark.values["loss"]]), scale)[0])
         if isfinite(height):
             x, y = (2 * (c - g[0]) / (g[-1] - g[0]) - 1 for c, g in zip(mark.position, (xs, ys), strict=True))
             faces = np.concatenate([faces, _OCTAHEDRON_FACES + len(vertices)])

@@ -146,23 +146,20 @@ def plot_tsne(
     return ax
 
 
-def plot_convergence(
-    found: Convergence, ax: Axes | None = None, *, title: str = "Where the runs end", caption: str = ""
-) -> Axes:
+def plot_convergence(found: Convergence, ax: Axes | None = None, *, title: str = "Where the runs end") -> Axes:
     """Final losses, or errors if the threshold is on these, in order, with the share of runs at or below the threshold.
 
     Args:
         found: of R runs.
         ax: where to draw; by default in a new figure.
         title: of the figure.
-        caption: data and policy.
     """
     values = found.errors if found.metric == "error" and found.errors is not None else found.losses
     ordered, summary = np.sort(values.numpy()), found.summary()
     text = f"{len(ordered)} runs · mean distance {summary['distance_mean']:.3g}, cosine {summary['cosine_mean']:.2g}"
     if found.threshold is not None:
         text += f" · 95 % of the fraction: {summary['fraction_low']:.0%} to {summary['fraction_high']:.0%}"
-    with drawing(ax, title, f"{text}\n{caption}", x=f"final {found.metric}", y="share of runs") as ax:
+    with drawing(ax, title, text, x=f"final {found.metric}", y="share of runs") as ax:
         shares = np.arange(1, len(ordered) + 1) / len(ordered)
         ax.plot(ordered, shares, color=BLUE, drawstyle="steps-post", marker="o", markersize=4)
         if found.threshold is not None:
