@@ -74,8 +74,7 @@ from lmc_lightning.landscape.statistics.bands import seed_standard_error
 from lmc_lightning.landscape.statistics.correlations import correlations, group_means
 from lmc_lightning.landscape.trajectory.components import PlaneLosses, tsne
 from lmc_lightning.models import ImageClassifier
-from lmc_lightning.plotting.barriers import plot_barrier_curves
-from lmc_lightning.plotting.curves import plot_paths
+from lmc_lightning.plotting.barriers import plot_barrier_curves, plot_paths
 from lmc_lightning.plotting.interactive import interactive_relief
 from lmc_lightning.plotting.style import figure_of, style
 from lmc_lightning.plotting.surfaces import plot_contours, plot_relief

@@ -56,7 +56,7 @@ def _ours(work: Work, seed: int) -> Run:
         first = objectives["train"]
         tensors = {**dict(other.named_parameters()), **dict(other.named_buffers())}
         ends = endpoint_of(first), endpoint_of(first, tensors)
-        evaluator = StateEvaluator.with_default_policy(objectives, batch_stats="endpoint")
+        evaluator = StateEvaluator(objectives, batch_stats="endpoint")
         found = barriers_on(line_profiles(evaluator, *ends, num_points=POINTS))
         curves = [found[split][metric].values for split in splits for metric in ("loss", "error")]
         return {"curves": torch.stack(curves, dim=1).numpy()}

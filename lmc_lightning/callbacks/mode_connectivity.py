@@ -14,7 +14,7 @@ from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.chunks import equal_batches
 from lmc_lightning.landscape.paths.curves import CurveTraining
 from lmc_lightning.loggers import Chart
-from lmc_lightning.plotting.curves import plot_paths
+from lmc_lightning.plotting.barriers import plot_paths
 from lmc_lightning.plotting.style import deferred
 
 

@@ -95,7 +95,7 @@ class RepresentationSimilarity(StatePairs):
         mixed = mixed_up(batches, self.seed) if self.inputs == "mixup" else batches
         objective = visit.loss_on(mixed)
         data = {} if self.reference else self._data(self._sets(visit.trainer)["train"], objective)
-        return SimilarityComparison(StateEvaluator({"train": objective}), self.layers, data)
+        return SimilarityComparison(StateEvaluator({"train": objective}, batch_stats="endpoint"), self.layers, data)
 
     def _result(self, pairing: SimilarityPairing, label: str, names: tuple[str, str]) -> Measurement:
         picture = "/".join(part for part in ("similarity_map", self.name, label) if part)

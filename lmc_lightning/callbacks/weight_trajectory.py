@@ -147,13 +147,8 @@ class WeightTrajectory(MeasurementCallback):
         if trainer.is_global_zero and len(self.snapshots) >= MIN_SNAPSHOTS:
             with self._aside("drawing the way"):
                 run = self.snapshots.trajectory()
-                self._draw(
-                    [run],
-                    trainer,
-                    pl_module,
-                    (self._step, trainer.current_epoch),
-                    columns=loss_column(run, self.results),
-                )
+                here, columns = (self._step, trainer.current_epoch), loss_column(run, self.results)
+                self._draw([run], trainer, pl_module, here, columns=columns)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Write what was recorded."""
@@ -170,13 +165,7 @@ class WeightTrajectory(MeasurementCallback):
             logger.save()
 
     def _draw(
-        self,
-        runs: list[Trajectory],
-        trainer: Any,
-        pl_module: Any,
-        at: tuple[int, int],
-        suffix: str = "",
-        **shown: Any,
+        self, runs: list[Trajectory], trainer: Any, pl_module: Any, at: tuple[int, int], suffix: str = "", **shown: Any
     ) -> None:
         """Draw runs on their plane, at a step and epoch."""
         with glass_box():

@@ -7,7 +7,7 @@ and so are its two transposes, X(g, w) by the input and W(g, x) by the weight, w
 shift of each channel, while torch's double backward takes it for the general case, at more than twice the price.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -29,13 +29,7 @@ class LeanLayers(TorchFunctionMode):
     are left to it.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _NUM_AXES:
             return _convolution(func, _NUM_AXES[func], *args, **(kwargs or {}))
         if func is F.batch_norm:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,11 +18,8 @@ _SMALLEST_VARIANCE = 1e-12
 """Of a probability that is 0 or 1 to rounding; the floor that torch takes in the gradient."""
 
 
-class OutputCurvature(Protocol):
-    """A positive semidefinite form on the outputs ``(n, …)`` of one chunk, one block an example."""
-
-    def __call__(self, change: Tensor) -> Tensor:
-        """The form applied to a change of the outputs, of the same shape."""
+OutputCurvature: TypeAlias = Callable[[Tensor], Tensor]
+"""A positive semidefinite form on the outputs ``(n, …)`` of one chunk, one block an example, applied to a change."""
 
 
 @dataclass(frozen=True)

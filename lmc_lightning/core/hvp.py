@@ -127,6 +127,12 @@ class CurvatureProduct(ABC):
         with self._context():
             return self._total(self._gradient, self.theta)
 
+    def chunk_derivatives(self, index: int, vector: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Gradient g_b and product C_b v ``(P,)`` of one chunk of this process, v = g_b unless it is given."""
+        with self._context():
+            gradient = torch.cat([*self._gradient(index)])
+            return gradient, torch.cat([*self._product(index, gradient if vector is None else vector)])
+
     @property
     def num_chunks(self) -> int:
         """Chunks of this process that count."""

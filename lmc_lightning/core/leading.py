@@ -129,9 +129,7 @@ class Shortcuts(TorchFunctionMode):
         super().__init__()
         self._layer = layer
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _LINEAR and self._layer is not None and not torch.is_grad_enabled():
             layer, self._layer = self._layer, None
             result = layer(func, *args, **(kwargs or {}))

@@ -206,7 +206,7 @@ class Objective:
         leaves = self.leaves(theta)
         for index, weight in enumerate(weights.tolist()):
             if weight:
-                total.add_(torch.cat(self._gradients(index, leaves, create_graph=False)), alpha=weight)
+                total.add_(torch.cat(self.gradients(index, leaves, create_graph=False)), alpha=weight)
         self._latest = None
         return total
 
@@ -216,7 +216,7 @@ class Objective:
         if self.second_order == "finite_differences":
             return FiniteDifferenceProduct(theta, self.chunk_gradient, weights, context=self.box, **common)
         budget = self.memory_budget if memory_budget is None else memory_budget
-        return HessianProduct(theta, self.differentiable_gradients, weights, budget, context=self._light_box, **common)
+        return HessianProduct(theta, self.gradients, weights, budget, context=self._light_box, **common)
 
     def ggn(
         self,
@@ -273,22 +273,19 @@ class Objective:
 
     def chunk_gradient(self, index: int, theta: Tensor) -> Tensor:
         """The gradient ``(P,)`` of one chunk's mean loss at θ."""
-        return torch.cat(self._gradients(index, self.leaves(theta), create_graph=False))
-
-    def differentiable_gradients(self, index: int, leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The gradient of one chunk's mean loss with respect to each tensor of θ as a flat leaf, with its graph."""
-        return self._gradients(index, leaves, create_graph=True)
+        return torch.cat(self.gradients(index, self.leaves(theta), create_graph=False))
 
     def leaves(self, theta: Tensor) -> tuple[Tensor, ...]:
         """A differentiable copy of each parameter tensor's part of θ."""
         return tuple(part.detach().clone().requires_grad_() for part in theta.split(self.layout.sizes))
 
-    def _gradients(self, index: int, leaves: tuple[Tensor, ...], *, create_graph: bool) -> tuple[Tensor, ...]:
+    def gradients(self, index: int, leaves: tuple[Tensor, ...], *, create_graph: bool = True) -> tuple[Tensor, ...]:
+        """The gradient of one chunk's mean loss with respect to each tensor of θ as a flat leaf, with its graph."""
         with self.box(), LeanLayers() if create_graph else nullcontext():
-            loss = self._chunk_loss(self._module_for(leaves), index, self.batches[index])
+            loss = self.step(self._module_for(leaves), self.batches[index], seed=index)
             found: Sequence[Tensor | None] = [None] * len(leaves)
             if loss is not None and loss.requires_grad:
-                found = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
+                found = torch.autograd.grad(loss.reshape(()), leaves, create_graph=create_graph, allow_unused=True)
         if all(gradient is None for gradient in found):
             return self._constant(index, leaves)
         return tuple(torch.zeros_like(a) if b is None else b for a, b in zip(leaves, found, strict=True))
@@ -333,7 +330,3 @@ class Objective:
         seed_everything(self.seed + seed)
         with self.precision() if self.precision else nullcontext(), self._shared.preserved():
             return self._loss_fn(module, placed)
-
-    def _chunk_loss(self, module: nn.Module, index: int, batch: Batch) -> Tensor | None:
-        loss = self.step(module, batch, seed=index)
-        return None if loss is None else loss.reshape(())

@@ -1,6 +1,6 @@
 """Random vectors from an explicit generator, and seeds derived from names.
 
-Every vector is drawn on the generator's own device (in practice the CPU) in one fixed format and only then moved, so
+Every vector is drawn on the generator's own device (in practice the CPU) in one fixed format, to be moved only then, so
 that a seed gives the same vector on every device and in every dtype. No global random state is read or advanced.
 """
 
@@ -11,28 +11,16 @@ import torch
 from torch import Tensor
 
 
-def rademacher(
-    num_params: int,
-    generator: torch.Generator,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
+def rademacher(num_params: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Independent fair signs ±1, ``(P,)``: E vvᵀ = I and ‖v‖² = P exactly."""
     bits = torch.randint(0, 2, (num_params,), generator=generator, device=generator.device, dtype=torch.int8)
-    return bits.mul_(2).sub_(1).to(device=device, dtype=dtype)
+    return bits.mul_(2).sub_(1).to(dtype)
 
 
-def gaussian(
-    num_params: int,
-    generator: torch.Generator,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
+def gaussian(num_params: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Independent standard normal entries, ``(P,)``: E vvᵀ = I."""
     draw = torch.randn(num_params, generator=generator, device=generator.device, dtype=torch.float32)
-    return draw.to(device=device, dtype=dtype)
+    return draw.to(dtype)
 
 
 def sphere(num_params: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32) -> Tensor:

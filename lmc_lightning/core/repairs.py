@@ -4,7 +4,7 @@ Two cases raise no error at all: ``torch._weight_norm`` returns a wrong double b
 checkpointing loses the checkpointed layers' gradients under ``torch.autograd.grad``. Both have an exact substitute.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,13 +17,7 @@ from torch.overrides import TorchFunctionMode
 class _CompositeWeightNorm(TorchFunctionMode):
     """``torch._weight_norm`` computed as ``v * (g / ‖v‖)``, whose derivatives of every order are right."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch._weight_norm:
             return _weight_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

@@ -71,39 +71,26 @@ class Quadrature:
         """Standard error of ``frobenius_sq`` over probes."""
         return self.moment(2)[1]
 
-    @property
-    def positive_trace(self) -> float:
-        """Sum of the positive eigenvalues."""
-        return self.num_params * self._mass(self.nodes.clamp(min=0))
-
-    @property
-    def positive_trace_stderr(self) -> float:
-        """Standard error of ``positive_trace`` over probes."""
-        return self.num_params * self._masses(self.nodes.clamp(min=0))[1]
+    def positive_trace(self) -> tuple[float, float]:
+        """Sum of the positive eigenvalues, and its standard error over probes."""
+        mean, stderr = self._mean(self.nodes.clamp(min=0))
+        return self.num_params * mean, self.num_params * stderr
 
     def effective_rank_entropy(self) -> float:
         """Exponential of the entropy of the positive spectrum: exp(−P Σ_k w_k q_k ln q_k), q_k = ν_k / Σλ₊, ν_k > 0."""
-        total = self.positive_trace
+        total, _ = self.positive_trace()
         if total == 0:
             return 0.0
         shares = self.nodes.clamp(min=0) / total
-        return math.exp(-self.num_params * self._mass(torch.xlogy(shares, shares)))
+        return math.exp(-self.num_params * self._mean(torch.xlogy(shares, shares))[0])
 
-    def negative_mass(self, threshold: float) -> float:
-        """Share of the eigenvalues below −threshold."""
-        return self._mass(self.nodes < -threshold)
+    def negative_mass(self, threshold: float) -> tuple[float, float]:
+        """Share of the eigenvalues below −threshold, and its standard error over probes."""
+        return self._mean(self.nodes < -threshold)
 
-    def null_mass(self, threshold: float) -> float:
-        """Share of the eigenvalues within ±threshold."""
-        return self._mass(self.nodes.abs() <= threshold)
-
-    def negative_mass_stderr(self, threshold: float) -> float:
-        """Standard error of ``negative_mass`` over probes."""
-        return self._masses(self.nodes < -threshold)[1]
-
-    def null_mass_stderr(self, threshold: float) -> float:
-        """Standard error of ``null_mass`` over probes."""
-        return self._masses(self.nodes.abs() <= threshold)[1]
+    def null_mass(self, threshold: float) -> tuple[float, float]:
+        """Share of the eigenvalues within ±threshold, and its standard error over probes."""
+        return self._mean(self.nodes.abs() <= threshold)
 
     def density(self, grid: Tensor, bandwidth: float) -> Tensor:
         """Density of the eigenvalues at ``grid`` ``(G,)`` [1/eigenvalue], smoothed by a Gaussian.
@@ -117,10 +104,7 @@ class Quadrature:
             raise ValueError(f"bandwidth is a standard deviation and must be positive, got {bandwidth}")
         return gaussian_mixture(grid, self.nodes.flatten(), self.weights.flatten() / len(self.weights), bandwidth)
 
-    def _mass(self, values: Tensor) -> float:
-        return self._masses(values)[0]
-
-    def _masses(self, values: Tensor) -> tuple[float, float]:
+    def _mean(self, values: Tensor) -> tuple[float, float]:
         """Mean over probes of Σ w·values, and its standard error."""
         return _as_floats((self.weights * values).sum(dim=1))
 

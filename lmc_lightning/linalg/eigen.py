@@ -46,7 +46,6 @@ class Eigenpairs:
         num_matvecs: Products spent, all of them.
         ritz_values: All Ritz values of the final projection, descending, ``(m,)`` float64.
         rounding: 10 · eps · ‖A‖, below which an eigenvalue cannot be told from 0.
-        krylov_space: The final Krylov space, if it was to be kept.
     """
 
     eigenvalues: Tensor
@@ -57,7 +56,6 @@ class Eigenpairs:
     num_matvecs: int
     ritz_values: Tensor
     rounding: float
-    krylov_space: Deflation | None
 
     def deflation(self) -> Deflation:
         """The converged pairs as known part of A."""
@@ -78,7 +76,6 @@ def extreme_eigenpairs(
     max_products: int = 64,
     guard: int = 2,
     max_basis: int | None = None,
-    keep_space: bool = False,
     should_stop: Callable[[], bool] | None = None,
 ) -> Eigenpairs:
     """Largest and smallest (signed) eigenpairs of a symmetric operator by one Lanczos run, fully reorthogonalised.
@@ -101,7 +98,6 @@ def extreme_eigenpairs(
         guard: Further top pairs that must converge too, of one pair after restarts only; 0 for no bound either.
         max_basis: Most basis vectors held, by thick restarts; None for no limit. Memory peaks at
             ``max_basis + num_largest + num_smallest + 20`` vectors.
-        keep_space: Return the Krylov space too, which keeps all its vectors in memory.
         should_stop: Asked after every product; True ends the run with what there is.
 
     Raises:
@@ -122,7 +118,6 @@ def extreme_eigenpairs(
         num_matvecs=products,
         ritz_values=ritz.values,
         rounding=space.rounding,
-        krylov_space=Deflation(ritz.values, tuple(space.basis.blocks()), space.leak) if keep_space else None,
     )
 
 

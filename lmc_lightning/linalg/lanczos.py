@@ -147,11 +147,6 @@ class KrylovSpace:
         """Residual of an invariant subspace: eps^¾ · ‖A‖, as the steps before it magnify rounding."""
         return float(self._eps**0.75) * self.norm_estimate
 
-    @property
-    def leak(self) -> float:
-        """‖b‖² = ‖(I − QQᵀ) A Q‖²_F."""
-        return float(self._coupling @ self._coupling)
-
     def hidden_share(self, value: float) -> float:
         """How much of an eigenvector whose eigenvalue is ``value`` or more the start can hold at most, as a cosine.
 

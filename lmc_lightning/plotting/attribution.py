@@ -1,16 +1,15 @@
 """Pictures of what a curvature is made of: the examples that carry most of it, and the share of each class."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from lmc_lightning.plotting.style import BLANK, FIGURE_SIZE, figure_of, new_axes, set_heading, style
+from lmc_lightning.plotting.style import BLANK, BLUE, FIGURE_SIZE, RED, drawing, figure_of
 
-_BARS = "#1f5fa8"
-_MARKS = "#c8321e"
 _COLUMNS = 4
 _MAX_CLASSES = 20
 
@@ -37,8 +36,9 @@ def plot_attribution(
         caption: operator, data.
     """
     descending = np.sort(np.asarray(shares, dtype=float))[::-1]
-    with style():
-        ax = new_axes(FIGURE_SIZE if images is None else (1.6 * FIGURE_SIZE[0], FIGURE_SIZE[1]))
+    size = FIGURE_SIZE if images is None else (1.6 * FIGURE_SIZE[0], FIGURE_SIZE[1])
+    names = ("share", "class") if by_class else ("share of the examples, the largest first", "share of the curvature")
+    with drawing(None, title, caption, x=names[0], y=names[1], size=size) as ax:
         figure = figure_of(ax)
         if images is not None:
             _draw_images(figure, ax, np.asarray(images), descending, labels)
@@ -46,7 +46,6 @@ def plot_attribution(
             _draw_classes(ax, by_class)
         else:
             _draw_concentration(ax, descending)
-        set_heading(ax, title, caption)
     return figure
 
 
@@ -78,31 +77,24 @@ def _pixels(image: NDArray[np.float64]) -> NDArray[np.float64]:
 def _draw_classes(ax: Axes, by_class: Mapping[int, tuple[float, float]]) -> None:
     shown = sorted(by_class, key=lambda c: by_class[c][0], reverse=True)[:_MAX_CLASSES]
     places = np.arange(len(shown))
-    ax.barh(places, [by_class[c][0] for c in shown], color=_BARS, label="of the curvature")
-    examples = [by_class[c][1] for c in shown]
-    ax.plot(
-        examples,
-        places,
-        linestyle="none",
-        marker="|",
-        markersize=11,
-        markeredgewidth=2,
-        color=_MARKS,
-        label="of the examples",
-    )
+    ax.barh(places, [by_class[c][0] for c in shown], color=BLUE, label="of the curvature")
+    marks: dict[str, Any] = {
+        "marker": "|",
+        "markersize": 11,
+        "markeredgewidth": 2,
+        "color": RED,
+        "label": "of the examples",
+    }
+    ax.plot([by_class[c][1] for c in shown], places, linestyle="none", **marks)
     ax.set_yticks(places, [str(c) for c in shown])
     ax.invert_yaxis()
-    ax.set_xlabel("share")
-    ax.set_ylabel("class")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.legend(loc="lower right")
 
 
 def _draw_concentration(ax: Axes, descending: NDArray[np.float64]) -> None:
     count = len(descending)
-    ax.plot(np.arange(count + 1) / count, np.concatenate([[0], descending.cumsum()]), color=_BARS)
+    ax.plot(np.arange(count + 1) / count, np.concatenate([[0], descending.cumsum()]), color=BLUE)
     ax.plot([0, 1], [0, 1], color=BLANK, linestyle="--")
-    ax.set_xlabel("share of the examples, the largest first")
-    ax.set_ylabel("share of the curvature")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:.0%}")

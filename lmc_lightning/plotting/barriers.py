@@ -1,4 +1,4 @@
-"""Pictures of barriers: the curves between two networks, and tables over branch points and later epochs."""
+"""Pictures of barriers: curves on paths between two networks, and tables over branch points and later epochs."""
 
 from collections.abc import Mapping, Sequence
 from math import floor, isfinite, isnan, log10
@@ -11,13 +11,26 @@ from matplotlib.colors import Normalize
 from numpy.typing import ArrayLike, NDArray
 
 from lmc_lightning.landscape.paths.barrier import Barrier
-from lmc_lightning.plotting.style import BLANK, FAINT, FIGURE_SIZE, INK, new_axes, set_heading, style
+from lmc_lightning.plotting.style import (
+    BLANK,
+    BLUE,
+    FAINT,
+    FIGURE_SIZE,
+    INK,
+    RED,
+    color_map,
+    draw_cells,
+    drawing,
+    legend_beside,
+    shades,
+)
 
 DEFINITION = "barrier: largest height above the chord"
 
 _MAX_LABELS = 12
 _MAX_DETAILED = 6  # more bands and uprights hide the curves
 _CELL_WIDTH = 0.5  # [inches]
+_PATH_COLORS = (INK, RED, BLUE, "#2b8a57", "#8a5fb0", "#c98a1b")
 _POLICIES = {
     "recompute": "BatchNorm recomputed on training data",
     "interpolate": "BatchNorm statistics interpolated",
@@ -56,22 +69,19 @@ def plot_barrier_curves(
         ValueError: no curve, or curves of different metrics or splits.
     """
     first = _one_kind([barrier for _, barrier in curves])
-    colors = mpl.colormaps["viridis"](np.linspace(0, 0.8, len(curves)))
+    colors = shades(len(curves), lightest=0.8)
     labelled = set(np.linspace(0, len(curves) - 1, _MAX_LABELS).round().astype(int).tolist())
     detailed = len(curves) <= _MAX_DETAILED
-    with style():
-        ax = ax if ax is not None else new_axes()
+    band = " · shaded: 95 % sup-t band over the data" if detailed and isfinite(first.band_quantile) else ""
+    caption = f"{DEFINITION} (dashed){band}\n{barrier_caption(first)}"
+    heading = title or f"{first.metric.capitalize()} on the line", caption
+    with drawing(ax, *heading, x=_t_label(ends), y=f"{first.split} {first.metric}".strip()) as ax:
         for index, (label, barrier) in enumerate(curves):
             _draw_curve(ax, barrier, colors[index], _legend_label(label, barrier) if index in labelled else "_hidden")
             if detailed:
                 _draw_evidence(ax, barrier, colors[index])
         ax.set_xlim(0, 1)
-        ax.set_xlabel(f"t  (0 = {ends[0]}, 1 = {ends[1]})")
-        ax.set_ylabel(f"{first.split} {first.metric}".strip())
-        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="barrier ± stderr", alignment="left")
-        band = " · shaded: 95 % sup-t band over the data" if detailed and isfinite(first.band_quantile) else ""
-        definition = f"{DEFINITION} (dashed){band}"
-        set_heading(ax, title or f"{first.metric.capitalize()} on the line", f"{definition}\n{barrier_caption(first)}")
+        legend_beside(ax, title="barrier ± stderr")
     return ax
 
 
@@ -97,21 +107,57 @@ def plot_gap_curves(
     """
     first = _one_kind([barrier for _, barrier in curves])
     norm = Normalize(curves[0][0], max(curves[-1][0], curves[0][0] + 1))
-    cmap = mpl.colormaps["viridis"].resampled(256)
-    with style():
-        ax = ax if ax is not None else new_axes()
+    cmap = mpl.colormaps["viridis"]
+    band = " · shaded: 95 % sup-t band of the last" if isfinite(curves[-1][1].band_quantile) else ""
+    caption = f"{DEFINITION}{band}\n{barrier_caption(first)}"
+    heading = title or f"Gap of the {first.metric} on the line", caption
+    with drawing(ax, *heading, x=_t_label(ends), y=f"{first.split} {first.metric} − chord".strip()) as ax:
         ax.axhline(0, color=FAINT, linewidth=0.9, linestyle="--", label="_chord")
         for epoch, barrier in curves:
             ax.plot(barrier.ts.numpy(), barrier.gaps.numpy(), color=cmap(norm(epoch)), label=f"epoch {epoch}")
         _draw_band(ax, curves[-1][1].gaps.numpy(), curves[-1][1], cmap(norm(curves[-1][0])))
         ax.set_xlim(0, 1)
-        ax.set_xlabel(f"t  (0 = {ends[0]}, 1 = {ends[1]})")
-        ax.set_ylabel(f"{first.split} {first.metric} − chord".strip())
         ax.figure.colorbar(mpl.cm.ScalarMappable(norm, cmap), ax=ax, label="later epoch (total)")
-        band = " · shaded: 95 % sup-t band of the last" if isfinite(curves[-1][1].band_quantile) else ""
-        caption = f"{DEFINITION}{band}\n{barrier_caption(first)}"
-        set_heading(ax, title or f"Gap of the {first.metric} on the line", caption)
     return ax
+
+
+def plot_paths(
+    paths: Mapping[str, Barrier],
+    ax: Axes | None = None,
+    *,
+    title: str = "",
+    ends: tuple[str, str] = ("A", "B"),
+) -> Axes:
+    """One metric along several paths between the same two networks, with their common chord (dotted).
+
+    Args:
+        paths: by label, the straight line first; all of one metric on one split.
+        ax: where to draw; by default in a new figure.
+        title: of the figure.
+        ends: names of the networks at t = 0 and t = 1.
+
+    Raises:
+        ValueError: no path, more than six, or paths of different metrics or splits.
+    """
+    first = _one_kind([*paths.values()])
+    if len(paths) > len(_PATH_COLORS):
+        raise ValueError(f"Expected one to six paths, got {len(paths)}.")
+    caption = f"{DEFINITION} (dotted)\n{barrier_caption(first)}"
+    heading = title or f"{first.metric.capitalize()} on paths", caption
+    with drawing(ax, *heading, x=_t_label(ends), y=f"{first.split} {first.metric}".strip()) as ax:
+        ax.plot(first.ts.numpy(), first.chord.numpy(), color=FAINT, linestyle=":", linewidth=1.2, label="_chord")
+        for (label, path), color in zip(paths.items(), _PATH_COLORS, strict=False):
+            ax.plot(path.ts.numpy(), path.values.numpy(), color=color, label=_legend_label(label, path))
+            _draw_band(ax, path.values.numpy(), path, color)
+        ax.set_xlim(0, 1)
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+        ax.legend(loc="upper left", title="barrier ± stderr", alignment="left")
+        ax.set_ylim(top=ax.get_ylim()[1] + (0.12 + 0.07 * len(paths)) * np.diff(ax.get_ylim()).item())
+    return ax
+
+
+def _t_label(ends: tuple[str, str]) -> str:
+    return f"t  (0 = {ends[0]}, 1 = {ends[1]})"
 
 
 def _one_kind(barriers: Sequence[Barrier]) -> Barrier:
@@ -155,7 +201,6 @@ def plot_barrier_heatmap(
     ax: Axes | None = None,
     *,
     title: str,
-    unit: str = "",
     caption: str = "",
 ) -> Axes:
     """A number for each branch point and later epoch, as colour and in figures; what is NaN stays grey.
@@ -166,7 +211,6 @@ def plot_barrier_heatmap(
         later_epochs: of the columns.
         ax: where to draw; by default in a new figure.
         title: of the figure.
-        unit: of the numbers.
         caption: definition, data, policy.
 
     Raises:
@@ -179,19 +223,16 @@ def plot_barrier_heatmap(
             f"got {cells.shape}."
         )
     norm, cmap = _color_scale(cells)
-    with style():
-        width = max(FIGURE_SIZE[0], 2 + _CELL_WIDTH * len(later_epochs))
-        ax = ax if ax is not None else new_axes((width, FIGURE_SIZE[1]))
-        image = ax.imshow(np.ma.masked_invalid(cells), norm=norm, cmap=cmap, aspect="auto")
+    rows = "branch point k₁ [epochs]" if all(str(k).isdecimal() for k in k1s) else "branch point k₁"
+    size = max(FIGURE_SIZE[0], 2 + _CELL_WIDTH * len(later_epochs)), FIGURE_SIZE[1]
+    with drawing(ax, title, caption, x="later epoch (total)", y=rows, size=size) as ax:
+        image = draw_cells(ax, cells, norm=norm, cmap=cmap)
         ax.set_facecolor(BLANK)
         ax.set_xticks(range(len(later_epochs)), [str(e) for e in later_epochs])
         ax.set_yticks(range(len(k1s)), [str(k) for k in k1s])
         _draw_borders(ax, cells.shape)
-        ax.set_xlabel("later epoch (total)")
-        ax.set_ylabel("branch point k₁ [epochs]" if all(str(k).isdecimal() for k in k1s) else "branch point k₁")
-        ax.figure.colorbar(image, ax=ax, label=unit)
+        ax.figure.colorbar(image, ax=ax)
         _write_cells(ax, cells, norm, cmap)
-        set_heading(ax, title, caption)
     return ax
 
 
@@ -221,21 +262,19 @@ def _branch_point(label: str) -> str:
 
 
 def _draw_borders(ax: Axes, shape: tuple[int, ...]) -> None:
-    ax.grid(visible=False)
     ax.set_xticks(np.arange(shape[1] + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(shape[0] + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1.5)
     ax.set_axisbelow(False)
     ax.tick_params(which="both", length=0)
-    ax.spines[:].set_visible(False)
 
 
 def _color_scale(cells: NDArray[np.float64]) -> tuple[Normalize, mpl.colors.Colormap]:
     known = cells[np.isfinite(cells)]
     top = float(np.abs(known).max()) if known.size and known.any() else 1.0
     if (known < 0).any():
-        return Normalize(-top, top), mpl.colormaps["RdBu_r"].with_extremes(bad=BLANK)
-    return Normalize(0, top), mpl.colormaps["YlOrRd"].with_extremes(bad=BLANK)
+        return Normalize(-top, top), color_map("RdBu_r")
+    return Normalize(0, top), color_map("YlOrRd")
 
 
 def _write_cells(ax: Axes, cells: NDArray[np.float64], norm: Normalize, cmap: mpl.colors.Colormap) -> None:

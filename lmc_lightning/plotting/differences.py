@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from lmc_lightning.plotting.style import FAINT, new_axes, set_heading, style
+from lmc_lightning.plotting.style import FAINT, drawing, legend_beside, running_mean, shades
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,29 +45,26 @@ def plot_differences(
     """
     if not curves:
         raise ValueError("Expected at least one curve of differences, got none.")
-    colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(curves)))
-    with style():
-        ax = ax if ax is not None else new_axes()
+    sizes = np.abs(np.concatenate([curve[:, 1] for curve in curves.values()]))
+    most = float(np.nanquantile(sizes, 0.8))
+    compressed = 0 < _SPIKE * most < float(np.nanmax(sizes))
+    ylabel = f"{ylabel} (log beyond ±{most:.1g})" if compressed else ylabel
+    xlabel = "optimizer step (dotted: the fork)" if forks else "optimizer step"
+    with drawing(ax, title, caption, x=xlabel, y=ylabel) as ax:
         ax.axhline(0.0, color=FAINT, linewidth=1.0)
-        for index, ((label, curve), color) in enumerate(zip(curves.items(), colors, strict=True)):
+        for index, ((label, curve), color) in enumerate(zip(curves.items(), shades(len(curves)), strict=True)):
             steps, values = curve.T
             width = len(values) // _WINDOWS
             if width > 1:
                 ax.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-                steps, values = _running_mean(steps, width), _running_mean(values, width)
+                steps, values = running_mean(steps, width), running_mean(values, width)
             ax.plot(steps, values, color=color, label=label, marker="o" if len(values) < 30 else "", markersize=4)
             if index < len(forks):
                 ax.axvline(forks[index], color=color, linestyle=":", linewidth=1.2)
-        sizes = np.abs(np.concatenate([curve[:, 1] for curve in curves.values()]))
-        most = float(np.nanquantile(sizes, 0.8))
-        if 0 < _SPIKE * most < float(np.nanmax(sizes)):
+        if compressed:
             ax.set_yscale("symlog", linthresh=most)
-            ylabel = f"{ylabel} (log beyond ±{most:.1g})"
-        ax.set_xlabel("optimizer step (dotted: the fork)" if forks else "optimizer step")
-        ax.set_ylabel(ylabel)
         if len(curves) > 1:
-            ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        set_heading(ax, title, caption)
+            legend_beside(ax)
     return ax
 
 
@@ -96,7 +92,3 @@ def plot_effect(table: "pd.DataFrame", ax: Axes | None = None) -> Axes:
         ylabel=f"{first.quantity}, child − trunk",
         caption=f"child − trunk at each step, {paired}",
     )
-
-
-def _running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    return np.convolve(values, np.full(width, 1 / width), mode="valid")

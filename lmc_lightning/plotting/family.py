@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from lmc_lightning.plotting.barriers import DEFINITION
-from lmc_lightning.plotting.style import FAINT, FIGURE_SIZE, INK, new_axes, set_heading, style
+from lmc_lightning.plotting.style import FAINT, FIGURE_SIZE, INK, drawing, legend_beside, shades
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,18 +62,13 @@ def plot_lines(
     known = {label: points for label, points in known.items() if points}
     if not known:
         raise ValueError(f"There is nothing to draw: {len(lines)} lines without a finite point.")
-    colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(known)))
-    with style():
-        ax = ax if ax is not None else new_axes()
-        for (label, points), color in zip(known.items(), colors, strict=True):
+    with drawing(ax, title, caption, x=xlabel, y=ylabel) as ax:
+        for (label, points), color in zip(known.items(), shades(len(known)), strict=True):
             _draw_line(ax, label, np.array(points), color)
         if threshold is not None:
             ax.axhline(threshold, color=FAINT, linestyle=":", linewidth=1.2, label=f"{threshold:g}")
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(ylabel)
         if len(known) > 1 or threshold is not None:
-            ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title=legend, alignment="left")
-        set_heading(ax, title, caption)
+            legend_beside(ax, title=legend)
     return ax
 
 
@@ -153,7 +147,6 @@ def plot_family_tree(
     runs: Sequence[tuple[str, int, int, str]],
     ax: Axes | None = None,
     *,
-    title: str = "Family",
     marks: Sequence[int] = (),
     caption: str = "",
 ) -> Axes:
@@ -162,7 +155,6 @@ def plot_family_tree(
     Args:
         runs: name, first and last step, and what is unusual about it, the trunk first.
         ax: where to draw; by default in a new figure.
-        title: of the figure.
         marks: steps at which weights were kept.
         caption: what was the same for all.
 
@@ -172,9 +164,9 @@ def plot_family_tree(
     if not runs:
         raise ValueError("Expected at least the trunk, got no runs.")
     starts = sorted({start for _, start, _, _ in runs[1:]})
-    palette = dict(zip(starts, mpl.colormaps["viridis"](np.linspace(0, 0.85, max(1, len(starts)))), strict=False))
-    with style():
-        ax = ax if ax is not None else new_axes((FIGURE_SIZE[0], max(FIGURE_SIZE[1], 1.6 + _ROW * len(runs))))
+    palette = dict(zip(starts, shades(len(starts)), strict=True))
+    size = (FIGURE_SIZE[0], max(FIGURE_SIZE[1], 1.6 + _ROW * len(runs)))
+    with drawing(ax, "Family", caption, x="optimizer step", size=size) as ax:
         for row, (name, start, end, note) in enumerate(runs):
             color = palette[start] if row else INK
             ax.plot([start, end], [row, row], color=color, linestyle="--" if note else "-", label=name)
@@ -184,6 +176,4 @@ def plot_family_tree(
                 ax.plot([start, start], [0, row], color=color, linewidth=0.8, alpha=0.6, label="_fork")
         ax.set_yticks(range(len(runs)), [f"{name} ({note})" if note else name for name, _, _, note in runs])
         ax.grid(axis="y", visible=False)
-        ax.set_xlabel("optimizer step")
-        set_heading(ax, title, caption)
     return ax

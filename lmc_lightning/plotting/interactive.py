@@ -8,22 +8,18 @@ from matplotlib.colors import LogNorm
 
 from lmc_lightning.landscape.surface.slices import Surface
 from lmc_lightning.plotting.style import FAINT, INK
-from lmc_lightning.plotting.surfaces import common_scale, surface_caption
+from lmc_lightning.plotting.surfaces import MARK, common_scale, surface_caption
 
 HEIGHT = 460
 """Of a figure [pixels]."""
 
-_MARK = "#d7263d"
 
-
-def interactive_relief(surface: Surface, *, metric: str = "loss", title: str = "", caption: str | None = None) -> Any:
-    """A metric on a plane as a ``plotly.graph_objects.Figure``, on white, in the scale and colours of ``plot_relief``.
+def interactive_relief(surface: Surface, *, title: str = "") -> Any:
+    """The loss on a plane as a ``plotly.graph_objects.Figure``, on white, in the scale and colours of ``plot_relief``.
 
     Args:
         surface: on a plane.
-        metric: ``"loss"`` or ``"error"``.
         title: of the figure.
-        caption: what it shows; by default directions, data and BatchNorm policy.
 
     Raises:
         ValueError: the surface is a line.
@@ -32,9 +28,9 @@ def interactive_relief(surface: Surface, *, metric: str = "loss", title: str = "
     if surface.ys is None:
         raise ValueError("Expected a surface on a plane. Of one on a line, draw plot_profile.")
     objects = _plotly("graph_objects")
-    scale = common_scale([surface], metric)
+    scale = common_scale([surface])
     logarithmic = isinstance(scale, LogNorm)
-    values = surface.values[metric].numpy().T.astype(np.float32)  # rows are along y in plotly
+    values = surface.losses.numpy().T.astype(np.float32)  # rows are along y in plotly
     values[~np.isfinite(values)] = np.nan
     colors, ends = values, np.array([scale.vmin, scale.vmax], dtype=float)
     if logarithmic:
@@ -48,21 +44,20 @@ def interactive_relief(surface: Surface, *, metric: str = "loss", title: str = "
         cmax=ends[1],
         colorscale="Viridis",
         showscale=False,
-        hovertemplate=f"%{{x:.3g}}, %{{y:.3g}}: {metric} %{{z:.4g}}<extra></extra>",
+        hovertemplate="%{x:.3g}, %{y:.3g}: loss %{z:.4g}<extra></extra>",
     )
     marks = objects.Scatter3d(
         x=[mark.position[0] for mark in surface.marks],
         y=[mark.position[1] for mark in surface.marks],
-        z=[mark.values[metric] for mark in surface.marks],
+        z=[mark.values["loss"] for mark in surface.marks],
         text=[f"<b>{mark.label}</b>" for mark in surface.marks],
         mode="markers+text",
-        marker={"size": 7, "color": _MARK, "line": {"color": "white", "width": 2}},
-        textfont={"color": _MARK, "size": 15},
-        hovertemplate=f"%{{text}}: {metric} %{{z:.4g}}<extra></extra>",
+        marker={"size": 7, "color": MARK, "line": {"color": "white", "width": 2}},
+        textfont={"color": MARK, "size": 15},
+        hovertemplate="%{text}: loss %{z:.4g}<extra></extra>",
     )
-    caption = surface_caption(surface) if caption is None else caption
-    heading = f"<b>{title or f'{metric.capitalize()} surface'}</b><br>" + caption.replace("\n", "<br>")
-    height = {"title": f"{surface.split} {metric}".strip(), "type": "log" if logarithmic else "linear", "nticks": 6}
+    heading = f"<b>{title or 'Loss surface'}</b><br>" + surface_caption(surface).replace("\n", "<br>")
+    height = {"title": f"{surface.split} loss".strip(), "type": "log" if logarithmic else "linear", "nticks": 6}
     layout = {
         "title": {"text": heading, "font": {"size": 12}, "x": 0.03, "y": 0.96, "yanchor": "top"},
         "font": {"color": INK, "size": 11},

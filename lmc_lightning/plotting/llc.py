@@ -1,11 +1,10 @@
 """Pictures of the chains behind a local learning coefficient."""
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
 from lmc_lightning.landscape.volume.llc import LearningCoefficient
-from lmc_lightning.plotting.style import BLANK, INK, new_axes, set_heading, style
+from lmc_lightning.plotting.style import BLANK, INK, drawing, running_mean, shades
 
 _WINDOW = 20
 
@@ -19,14 +18,19 @@ def plot_chains(found: LearningCoefficient, ax: Axes | None = None, *, title: st
         title: of the figure.
     """
     traces = found.n_beta * found.traces.numpy()
-    colors = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(traces)))
     settings, burn_in = found.settings, found.settings.num_burn_in
-    with style():
-        ax = ax if ax is not None else new_axes()
-        window = min(_WINDOW, traces.shape[1])
-        for trace, color in zip(traces, colors, strict=True):
+    window = min(_WINDOW, traces.shape[1])
+    flags = f" · {', '.join(found.flags)}" if found.flags else ""
+    caption = (
+        f"{len(traces)} chains, thick: mean of {window} steps · R̂ {found.r_hat:.3f}, effective draws "
+        f"{found.effective_sample_size:.0f}{flags}\nnβ = {found.n_beta:.4g}, γ = {settings.gamma:g}, "
+        f"ε = {settings.step_size:g}"
+    )
+    heading = title or "Local learning coefficient", caption
+    with drawing(ax, *heading, x="step of the chain", y="nβ (L(w) − L(w*))") as ax:
+        for trace, color in zip(traces, shades(len(traces)), strict=True):
             ax.plot(trace, color=color, linewidth=0.5, alpha=0.35, label="_draws")
-            smooth = np.convolve(trace, np.ones(window) / window, mode="valid")
+            smooth = running_mean(trace, window)
             ax.plot(np.arange(window - 1, len(trace)), smooth, color=color, linewidth=1.3, label="_mean")
         ax.axvspan(0, burn_in, color=BLANK, alpha=0.6, linewidth=0, label="burn-in")
         label = f"λ̂ = {found.value:.3g} ± {found.stderr:.1g}"
@@ -35,14 +39,5 @@ def plot_chains(found: LearningCoefficient, ax: Axes | None = None, *, title: st
         known = traces[np.isfinite(traces)]
         if known.size:
             ax.set_ylim(min(0.0, np.quantile(known, 0.001)), 1.1 * np.quantile(known, 0.999))
-        ax.set_xlabel("step of the chain")
-        ax.set_ylabel("nβ (L(w) − L(w*))")
         ax.legend(loc="lower right")
-        flags = f" · {', '.join(found.flags)}" if found.flags else ""
-        caption = (
-            f"{len(traces)} chains, thick: mean of {window} steps · R̂ {found.r_hat:.3f}, effective draws "
-            f"{found.effective_sample_size:.0f}{flags}\nnβ = {found.n_beta:.4g}, γ = {settings.gamma:g}, "
-            f"ε = {settings.step_size:g}"
-        )
-        set_heading(ax, title or "Local learning coefficient", caption)
     return ax

@@ -7,12 +7,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lmc_lightning.plotting.style import BLANK, FAINT, INK, style
+from lmc_lightning.plotting.style import BLANK, FAINT, INK, PANELS_ACROSS, color_map, draw_cells, panels, style
 
 PHASES: Mapping[str, str] = {"I": "#b5432f", "II": "#e3a36f", "III": "#8e6fae", "IV-A": "#a9cfe0", "IV-B": "#3b82a8"}
 """Colours: warm where networks are poorly connected, strong where the landscape is sharp or networks are alike."""
@@ -26,7 +25,6 @@ _TITLES: Mapping[str, str] = {
     "similarity": "CKA",
     "distance": "distance ‖Δθ‖",
 }
-_ACROSS = 4
 _MAX_TICKS = 7
 
 
@@ -53,24 +51,18 @@ class PhaseMaps:
     rule: str = ""
 
 
-def plot_phases(maps: PhaseMaps, *, title: str = "Phases over load and temperature") -> Figure:
+def plot_phases(maps: PhaseMaps) -> Figure:
     """A heat map of each number, and one of the phases, whose borders are drawn on all of them.
 
     Args:
         maps: see :func:`~lmc_lightning.experiments.phases.phase_maps`.
-        title: of the figure.
     """
-    rows = -(-(len(maps.values) + 1) // _ACROSS)
+    rows = -(-(len(maps.values) + 1) // PANELS_ACROSS)
     with style():
-        figure = Figure(figsize=(12.5, 0.7 + 2.9 * rows), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, _ACROSS, squeeze=False).ravel()
+        figure, axes = panels(len(maps.values) + 1, (12.5, 0.7 + 2.9 * rows), "Phases over load and temperature")
         for ax, (name, values) in zip(axes, maps.values.items(), strict=False):
             _draw_map(ax, maps, name, values)
         _draw_phases(axes[len(maps.values)], maps)
-        for ax in axes[len(maps.values) + 1 :]:
-            ax.set_axis_off()
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         figure.supxlabel(maps.rule, fontsize=8.5, color=FAINT, x=0.01, ha="left")
     return figure
 
@@ -82,15 +74,14 @@ def _draw_map(ax: Axes, maps: PhaseMaps, name: str, values: NDArray[np.float64])
         norm, cmap = Normalize(-top, top), "RdBu"
     else:
         norm, cmap = Normalize(*((known.min(), known.max()) if known.size else (0, 1))), "viridis"
-    colours = mpl.colormaps[cmap].with_extremes(bad=BLANK)
-    image = ax.imshow(np.ma.masked_invalid(values), norm=norm, cmap=colours, aspect="auto", origin="lower")
+    image = draw_cells(ax, values, norm=norm, cmap=color_map(cmap), origin="lower")
     ax.figure.colorbar(image, ax=ax)
     _finish(ax, maps, _TITLES.get(name, name))
 
 
 def _draw_phases(ax: Axes, maps: PhaseMaps) -> None:
     pixels = np.array([[mpl.colors.to_rgb(PHASES.get(p, BLANK)) for p in row] for row in maps.phases])
-    ax.imshow(pixels, aspect="auto", origin="lower")
+    draw_cells(ax, pixels, origin="lower")
     for phase in (p for p in PHASES if (maps.phases == p).any()):
         row, column = _innermost(maps.phases == phase)
         dark = phase in ("I", "III", "IV-B")
@@ -109,8 +100,6 @@ def _innermost(inside: NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def _finish(ax: Axes, maps: PhaseMaps, title: str) -> None:
-    ax.grid(visible=False)
-    ax.spines[:].set_visible(False)
     for axis, values in ((ax.xaxis, maps.loads), (ax.yaxis, maps.temperatures)):
         every = -(-len(values) // _MAX_TICKS)
         places = range(0, len(values), every)

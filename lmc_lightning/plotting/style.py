@@ -1,24 +1,31 @@
 """The look of all figures: dark ink on opaque white, legible on a 6 × 4 inch card under a light or a dark page."""
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from matplotlib.image import AxesImage
+from matplotlib.legend import Legend
+from numpy.typing import ArrayLike, NDArray
 
 FIGURE_SIZE = (6.0, 4.0)
 """Width and height [inches]."""
+
+PANELS_ACROSS = 4
+"""Axes in a row, of figures that have many."""
 
 INK = "#222222"
 FAINT = "#666666"
 BLANK = "#d4d4d4"
 """What is not known."""
+BLUE, RED = "#1f5fa8", "#c8321e"
+"""Of the first and the second thing that a figure shows."""
 
 _CAPTION_SIZE = 8.0
 _CAPTION_COLUMNS = 96
@@ -57,11 +64,82 @@ def style() -> Iterator[None]:
             yield
 
 
-def new_axes(size: tuple[float, float] = FIGURE_SIZE) -> Axes:
-    """The one axes of a new figure that pyplot does not know of, so that nobody has to close it."""
-    figure = Figure(figsize=size, layout="constrained")
+def new_figure(size: tuple[float, float], layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """A figure that pyplot does not know of, so that nobody has to close it."""
+    figure = Figure(figsize=size, layout=layout)
     FigureCanvasAgg(figure)
-    return figure.add_subplot()
+    return figure
+
+
+def new_axes(size: tuple[float, float] = FIGURE_SIZE) -> Axes:
+    """The one axes of a new figure."""
+    return new_figure(size).add_subplot()
+
+
+def panels(count: int, size: tuple[float, float], title: str, **options: Any) -> tuple[Figure, Sequence[Axes]]:
+    """A new figure of so many axes in rows of four, and the axes."""
+    figure = new_figure(size)
+    across = min(PANELS_ACROSS, count)
+    axes: list[Axes] = list(figure.subplots(-(-count // across), across, squeeze=False, **options).ravel())
+    for ax in axes[count:]:
+        ax.set_axis_off()
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure, axes
+
+
+@contextmanager
+def drawing(
+    ax: Axes | None,
+    title: str,
+    caption: str,
+    *,
+    x: str = "",
+    y: str = "",
+    size: tuple[float, float] = FIGURE_SIZE,
+) -> Iterator[Axes]:
+    """A block that draws in the style of this package.
+
+    Args:
+        ax: where; by default the one axes of a new figure.
+        title: of the axes.
+        caption: under it, see :func:`set_heading`.
+        x: name of the horizontal axis.
+        y: of the vertical one.
+        size: of a new figure [inches].
+    """
+    with style():
+        ax = new_axes(size) if ax is None else ax
+        yield ax
+        ax.set_xlabel(x)
+        ax.set_ylabel(y)
+        set_heading(ax, title, caption)
+
+
+def shades(count: int, lightest: float = 0.85) -> NDArray[np.float64]:
+    """Colours of things in order, dark to light, ``(count, 4)``."""
+    return np.asarray(mpl.colormaps["viridis"](np.linspace(0, lightest, count)))
+
+
+def legend_beside(ax: Axes, **options: Any) -> Legend:
+    """The legend to the right of the axes, where it hides nothing."""
+    return ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), alignment="left", **options)
+
+
+def draw_cells(ax: Axes, cells: ArrayLike, **options: Any) -> AxesImage:
+    """A table as colours, without a grid or a frame."""
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    return ax.imshow(np.ma.masked_invalid(cells), aspect="auto", **options)
+
+
+def color_map(name: str) -> mpl.colors.Colormap:
+    """A colour map of matplotlib's that leaves what is not known grey."""
+    return mpl.colormaps[name].with_extremes(bad=BLANK)
+
+
+def running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Means of ``width`` consecutive values."""
+    return np.convolve(values, np.full(width, 1 / width), mode="valid")
 
 
 def figure_of(ax: Axes) -> Figure:

@@ -7,17 +7,17 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 from lmc_lightning.landscape.surface.slices import Mark, Surface
-from lmc_lightning.plotting.style import BLANK, FAINT, FIGURE_SIZE, new_axes, set_heading, style
+from lmc_lightning.plotting.style import BLANK, BLUE, FAINT, FIGURE_SIZE, color_map, drawing, new_figure, style
 
-_CMAP = mpl.colormaps["viridis"].with_extremes(bad=BLANK)
-_MARK = "#d7263d"
+MARK = "#d7263d"
+"""The colour of marked states."""
+_CMAP = color_map("viridis")
 _LOG_FROM = 20
 """Ratio of largest to smallest value from which colours and heights are logarithmic."""
 _LEVELS = 22
@@ -74,25 +74,24 @@ def plot_contours(
     """
     xs, ys, values = _plane(surface, metric)
     scale = scale or common_scale([surface], metric)
-    with style():
-        ax = ax if ax is not None else new_axes(_SQUARE)
+    heading = _heading(surface, title or f"{metric.capitalize()} surface", caption)
+    with drawing(ax, *heading, x=surface.labels[0], y=surface.labels[1], size=_SQUARE) as ax:
         ax.set_facecolor(BLANK)
         ax.grid(visible=False)
         masked, levels = np.ma.masked_invalid(values.T), _levels(scale)
         if masked.count() > 3:
             ax.contourf(xs, ys, masked, levels, norm=scale, cmap=_CMAP)
             ax.contour(xs, ys, masked, levels, colors="white", linewidths=0.4, alpha=0.6)
-        _draw_marks(ax, surface.marks)
+        for mark in surface.marks:
+            ax.plot(
+                *mark.position, "o", color=MARK, markeredgecolor="white", markeredgewidth=1.2, markersize=7, zorder=5
+            )
+            _name(ax, mark, mark.position, 7, bbox=_LABEL_BOX)
         ax.set_xlim(xs[0], xs[-1])
         ax.set_ylim(ys[0], ys[-1])
         ax.set_aspect("equal")
         ax.locator_params(nbins=5)
-        ax.set_xlabel(surface.labels[0])
-        ax.set_ylabel(surface.labels[1])
         _color_bar(ax, scale, f"{surface.split} {metric}".strip())
-        set_heading(
-            ax, title or f"{metric.capitalize()} surface", surface_caption(surface) if caption is None else caption
-        )
     return ax
 
 
@@ -104,7 +103,6 @@ def plot_relief(
     scale: Normalize | None = None,
     azimuth: float = -55.0,
     title: str = "",
-    caption: str | None = None,
 ) -> Any:
     """A metric on a plane as a figure in three dimensions; heights and colours share the scale of the contours.
 
@@ -115,7 +113,6 @@ def plot_relief(
         scale: of colours and heights, where several surfaces share it.
         azimuth: from where it is seen [degrees].
         title: of the figure.
-        caption: what it shows; by default directions, data and BatchNorm policy.
 
     Raises:
         ValueError: the surface is a line.
@@ -131,7 +128,7 @@ def plot_relief(
         ax.plot_surface(*grid, heights, facecolors=colors, rstride=1, cstride=1, shade=False, **edges)
         for mark in surface.marks:
             height = float(_heights(np.array([mark.values[metric]]), scale)[0])
-            ax.plot(*mark.position, height, "o", color=_MARK, markeredgecolor="white", markersize=6, zorder=20)
+            ax.plot(*mark.position, height, "o", color=MARK, markeredgecolor="white", markersize=6, zorder=20)
             ax.text(*mark.position, height + 0.08, mark.label, weight="bold", ha="center", zorder=21, bbox=_LABEL_BOX)
         ax.set_xlim(xs[0], xs[-1])
         ax.set_ylim(ys[0], ys[-1])
@@ -146,8 +143,7 @@ def plot_relief(
         ax.set_zticks(_heights(np.array(ticks), scale), [f"{tick:g}" for tick in ticks])
         ax.view_init(elev=30, azim=azimuth)
         ax.set_box_aspect((1, 1, 0.66), zoom=1.1)
-        caption = surface_caption(surface) if caption is None else caption
-        _set_figure_heading(ax.figure, title or f"{metric.capitalize()} surface", caption)
+        _set_figure_heading(ax.figure, *_heading(surface, title or f"{metric.capitalize()} surface"))
     return ax
 
 
@@ -157,7 +153,6 @@ def plot_profile(
     *,
     scale: Normalize | None = None,
     title: str = "",
-    caption: str | None = None,
 ) -> Axes:
     """Loss, and where it is known the error, on a line, with the marked states.
 
@@ -166,7 +161,6 @@ def plot_profile(
         ax: where to draw; by default in a new figure.
         scale: of the loss, where several surfaces share it.
         title: of the figure.
-        caption: what it shows; by default directions, data and BatchNorm policy.
 
     Raises:
         ValueError: the surface is a plane.
@@ -175,27 +169,20 @@ def plot_profile(
         raise ValueError("Expected a surface on a line. Of one on a plane, draw plot_contours or plot_relief.")
     xs, losses = surface.xs.numpy(), surface.losses.numpy()
     scale = scale or common_scale([surface])
-    with style():
-        ax = ax if ax is not None else new_axes()
-        ax.plot(xs, losses, color="#1f5fa8", label="loss")
+    of_loss = f"{surface.split} loss".strip()
+    with drawing(ax, *_heading(surface, title or "Loss on a line"), x=surface.labels[0], y=of_loss) as ax:
+        ax.plot(xs, losses, color=BLUE, label="loss")
         if isinstance(scale, LogNorm):
             ax.set_yscale("log")
         else:
             room = 0.06 * (float(scale.vmax or 1) - float(scale.vmin or 0))
             ax.set_ylim(float(scale.vmin or 0) - room, float(scale.vmax or 1) + room)
         for mark in surface.marks:
-            ax.plot(mark.position[0], mark.values["loss"], "o", color=_MARK, markersize=6, zorder=5)
-            ax.annotate(
-                mark.label,
-                (mark.position[0], mark.values["loss"]),
-                (0, 9),
-                textcoords="offset points",
-                ha="center",
-                weight="bold",
-            )
+            place = mark.position[0], mark.values["loss"]
+            ax.plot(*place, "o", color=MARK, markersize=6, zorder=5)
+            _name(ax, mark, place, 9)
         ax.set_xlim(xs[0], xs[-1])
-        ax.set_xlabel(surface.labels[0])
-        ax.set_ylabel(f"{surface.split} loss".strip(), color="#1f5fa8")
+        ax.yaxis.label.set_color(BLUE)
         if "error" in surface.values:
             beside = ax.twinx()
             beside.plot(xs, surface.values["error"].numpy(), color="#b3541e", linewidth=1.3, linestyle="--")
@@ -203,22 +190,19 @@ def plot_profile(
             beside.grid(visible=False)
             beside.spines["right"].set_visible(True)
             beside.set_ylabel(f"{surface.split} error (dashed)".strip(), color="#b3541e")
-        set_heading(ax, title or "Loss on a line", surface_caption(surface) if caption is None else caption)
     return ax
 
 
-def mesh_arrays(
-    surface: Surface, metric: str = "loss"
-) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.uint8]]:
-    """The relief as triangles: vertices ``(N, 3)``, y up, in about [−1, 1], faces ``(F, 3)``, colours ``(N, 3)``.
+def mesh_arrays(surface: Surface) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.uint8]]:
+    """The loss as triangles: vertices ``(N, 3)``, y up, in about [−1, 1], faces ``(F, 3)``, colours ``(N, 3)``.
 
-    Each marked state is a small red octahedron. Triangles at points where the metric is not finite are left out.
+    Each marked state is a small red octahedron. Triangles at points where the loss is not finite are left out.
 
     Raises:
         ValueError: the surface is a line.
     """
-    xs, ys, values = _plane(surface, metric)
-    scale = common_scale([surface], metric)
+    xs, ys, values = _plane(surface, "loss")
+    scale = common_scale([surface])
     heights = _heights(values, scale)
     along, across = (2 * (g - g[0]) / (g[-1] - g[0]) - 1 for g in (xs, ys))
     grid = np.meshgrid(along, across, indexing="ij")
@@ -228,12 +212,12 @@ def mesh_arrays(
     faces = _triangles(values.shape)
     faces = faces[known.reshape(-1)[faces].all(axis=1)]
     for mark in surface.marks:
-        height = float(_heights(np.array([mark.values[metric]]), scale)[0])
+        height = float(_heights(np.array([mark.values["loss"]]), scale)[0])
         if isfinite(height):
             x, y = (2 * (c - g[0]) / (g[-1] - g[0]) - 1 for c, g in zip(mark.position, (xs, ys), strict=True))
             faces = np.concatenate([faces, _OCTAHEDRON_FACES + len(vertices)])
             vertices = np.concatenate([vertices, np.array([x, height - 0.46, -y]) + 0.04 * _OCTAHEDRON])
-            colors = np.concatenate([colors, np.tile(mpl.colors.to_rgba(_MARK), (6, 1))])
+            colors = np.concatenate([colors, np.tile(mpl.colors.to_rgba(MARK), (6, 1))])
     return vertices.astype(np.float32), faces.astype(np.int32), (255 * colors[:, :3]).round().astype(np.uint8)
 
 
@@ -278,31 +262,26 @@ def _ticks(scale: Normalize) -> list[float]:
     return [float(tick) for tick in ticks if low <= tick <= high]
 
 
-def _color_bar(ax: Any, scale: Normalize, label: str, **options: Any) -> None:
-    bar = ax.figure.colorbar(mpl.cm.ScalarMappable(scale, _CMAP), ax=ax, label=label, **options)
+def _color_bar(ax: Any, scale: Normalize, label: str) -> None:
+    bar = ax.figure.colorbar(mpl.cm.ScalarMappable(scale, _CMAP), ax=ax, label=label)
     ticks = _ticks(scale)
     bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_marks(ax: Axes, marks: Sequence[Mark]) -> None:
-    for mark in marks:
-        ax.plot(*mark.position, "o", color=_MARK, markeredgecolor="white", markeredgewidth=1.2, markersize=7, zorder=5)
-        ax.annotate(
-            mark.label,
-            (mark.position[0], mark.position[1]),
-            (0, 7),
-            textcoords="offset points",
-            ha="center",
-            weight="bold",
-            bbox=_LABEL_BOX,
-        )
+def _name(ax: Axes, mark: Mark, place: Any, above: float, **options: Any) -> None:
+    """The label of a mark, so many points above its place."""
+    style = {"textcoords": "offset points", "ha": "center", "weight": "bold", **options}
+    ax.annotate(mark.label, place, (0, above), **style)
+
+
+def _heading(surface: Surface, title: str, caption: str | None = None) -> tuple[str, str]:
+    return title, surface_caption(surface) if caption is None else caption
 
 
 def _axes_3d() -> Any:
-    figure = Figure(figsize=FIGURE_SIZE)
-    FigureCanvasAgg(figure)
+    figure = new_figure(FIGURE_SIZE, layout=None)
     figure.subplots_adjust(left=0.0, right=1.0, bottom=0.03, top=0.93)
     return figure.add_subplot(projection="3d")
 

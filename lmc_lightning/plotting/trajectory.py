@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lmc_lightning.landscape.trajectory.components import Components, PlaneLosses, Trajectory, random_walk_shares
 from lmc_lightning.landscape.trajectory.convergence import Convergence
-from lmc_lightning.plotting.style import FAINT, INK, new_axes, set_heading, style
+from lmc_lightning.plotting.style import BLUE, FAINT, INK, RED, drawing, legend_beside, shades
 
-_COLORS = ("#1f5fa8", "#c8321e", "#2a8a57", "#8a4fb0", "#d98a1f", "#3aa6b9", "#a8506b", "#6b7a1f")
+_COLORS = (BLUE, RED, "#2a8a57", "#8a4fb0", "#d98a1f", "#3aa6b9", "#a8506b", "#6b7a1f")
 _GREYS = mpl.colors.ListedColormap(mpl.colormaps["Greys"](np.linspace(0.02, 0.6, 256)))
 _MAX_SHARES = 12
 _MANY = 20
@@ -40,18 +40,15 @@ def plot_trajectories(
     """
     shares = [float(s) for s in plane.shares[:2]]
     farthest = max(float(d.max()) for d in plane.distances)
-    with style():
-        ax = ax if ax is not None else new_axes()
+    walk = f", that of a random walk {random_walk_shares(2).sum():.0%}" if len(plane.trajectories) == 1 else ""
+    text = f"the plane holds {sum(shares):.0%}{walk}; snapshots are at most {farthest:.3g} off it · ★ end"
+    x, y = f"component 1  ({shares[0]:.0%} of the variance)", f"component 2  ({shares[1]:.0%})"
+    with drawing(ax, title, f"{text}\n{caption}", x=x, y=y) as ax:
         if losses is not None:
             _draw_losses(ax, losses)
         _draw_paths(ax, plane.trajectories, [c[:, :2].numpy() for c in plane.coordinates])
-        ax.set_xlabel(f"component 1  ({shares[0]:.0%} of the variance)")
-        ax.set_ylabel(f"component 2  ({shares[1]:.0%})")
         if losses is None:
             ax.set_aspect("equal", adjustable="datalim")
-        walk = f", that of a random walk {random_walk_shares(2).sum():.0%}" if len(plane.trajectories) == 1 else ""
-        text = f"the plane holds {sum(shares):.0%}{walk}; snapshots are at most {farthest:.3g} off it · ★ end"
-        set_heading(ax, title, f"{text}\n{caption}" if caption else text)
     return ax
 
 
@@ -72,7 +69,7 @@ def _draw_paths(ax: Axes, runs: Sequence[Trajectory], paths: Sequence[NDArray[np
         _draw_by_step(ax, np.asarray(runs[0].steps), paths[0])
         return
     few = len(runs) <= len(_COLORS)
-    colors = _COLORS if few else mpl.colormaps["viridis"](np.linspace(0, 0.9, len(runs)))
+    colors = _COLORS if few else shades(len(runs), lightest=0.9)
     for run, path, color in zip(runs, paths, colors, strict=False):
         ax.plot(*path.T, color="white", linewidth=3.2, solid_capstyle="round")
         ax.plot(*path.T, color=color, marker=".", markersize=4, linewidth=1.5, label=run.name if few else None)
@@ -80,7 +77,7 @@ def _draw_paths(ax: Axes, runs: Sequence[Trajectory], paths: Sequence[NDArray[np
     if few and ax.collections:
         ax.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none")  # beside there is the colour bar
     elif few:
-        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), alignment="left")
+        legend_beside(ax)
 
 
 def _draw_by_step(ax: Axes, steps: NDArray[np.int64], path: NDArray[np.float64]) -> None:
@@ -110,26 +107,16 @@ def plot_variance_shares(
     known = int((plane.shares > 1e-12).sum())
     shares = plane.shares[: min(_MAX_SHARES, known)].numpy()
     numbers = np.arange(1, len(shares) + 1)
-    with style():
-        ax = ax if ax is not None else new_axes()
-        ax.plot(numbers, shares, color=_COLORS[0], marker="o", markersize=5, label="this way")
-        ax.plot(
-            numbers,
-            random_walk_shares(len(shares)).numpy(),
-            color=INK,
-            linestyle="--",
-            linewidth=1.2,
-            label="random walk, 6/(π²j²)",
-        )
+    total, runs = sum(len(t.points) for t in plane.trajectories), len(plane.trajectories)
+    text = f"{total:,} snapshots of {runs} run{'s' * (runs > 1)}"
+    text = f"{text} · {caption}" if caption else text
+    with drawing(ax, title, text, x="component j", y="share of the variance") as ax:
+        ax.plot(numbers, shares, color=BLUE, marker="o", markersize=5, label="this way")
+        walk, label = random_walk_shares(len(shares)).numpy(), "random walk, 6/(π²j²)"
+        ax.plot(numbers, walk, color=INK, linestyle="--", linewidth=1.2, label=label)
         ax.set_yscale("log")
         ax.set_xticks(numbers)
-        ax.set_xlabel("component j")
-        ax.set_ylabel("share of the variance")
         ax.legend(loc="upper right")
-        total = sum(len(t.points) for t in plane.trajectories)
-        runs = len(plane.trajectories)
-        text = f"{total:,} snapshots of {runs} run{'s' * (runs > 1)}"
-        set_heading(ax, title, f"{text} · {caption}" if caption else text)
     return ax
 
 
@@ -150,50 +137,34 @@ def plot_tsne(
         title: of the figure.
         caption: data and policy.
     """
-    with style():
-        ax = ax if ax is not None else new_axes()
+    text = "t-SNE · neighbours mean something, distances and axes do not"
+    with drawing(ax, title, f"{text}\n{caption}") as ax:
         _draw_paths(ax, runs, [c.numpy() for c in coordinates])
         ax.set_xticks([])
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
-        text = "t-SNE · neighbours mean something, distances and axes do not"
-        set_heading(ax, title, f"{text}\n{caption}" if caption else text)
     return ax
 
 
-def plot_convergence(
-    found: Convergence, ax: Axes | None = None, *, title: str = "Where the runs end", caption: str = ""
-) -> Axes:
+def plot_convergence(found: Convergence, ax: Axes | None = None, *, title: str = "Where the runs end") -> Axes:
     """Final losses, or errors if the threshold is on these, in order, with the share of runs at or below the threshold.
 
     Args:
         found: of R runs.
         ax: where to draw; by default in a new figure.
         title: of the figure.
-        caption: data and policy.
     """
     values = found.errors if found.metric == "error" and found.errors is not None else found.losses
     ordered, summary = np.sort(values.numpy()), found.summary()
-    with style():
-        ax = ax if ax is not None else new_axes()
-        ax.plot(
-            ordered,
-            np.arange(1, len(ordered) + 1) / len(ordered),
-            color=_COLORS[0],
-            drawstyle="steps-post",
-            marker="o",
-            markersize=4,
-        )
-        text = (
-            f"{len(ordered)} runs · mean distance {summary['distance_mean']:.3g}, cosine {summary['cosine_mean']:.2g}"
-        )
+    text = f"{len(ordered)} runs · mean distance {summary['distance_mean']:.3g}, cosine {summary['cosine_mean']:.2g}"
+    if found.threshold is not None:
+        text += f" · 95 % of the fraction: {summary['fraction_low']:.0%} to {summary['fraction_high']:.0%}"
+    with drawing(ax, title, text, x=f"final {found.metric}", y="share of runs") as ax:
+        shares = np.arange(1, len(ordered) + 1) / len(ordered)
+        ax.plot(ordered, shares, color=BLUE, drawstyle="steps-post", marker="o", markersize=4)
         if found.threshold is not None:
             label = f"{summary['fraction']:.0%} reach {found.threshold:.3g}"
-            ax.axvline(found.threshold, color=_COLORS[1], linestyle="--", linewidth=1.2, label=label)
+            ax.axvline(found.threshold, color=RED, linestyle="--", linewidth=1.2, label=label)
             ax.legend(loc="lower right")
-            text += f" · 95 % of the fraction: {summary['fraction_low']:.0%} to {summary['fraction_high']:.0%}"
         ax.set_ylim(0, 1.05)
-        ax.set_xlabel(f"final {found.metric}")
-        ax.set_ylabel("share of runs")
-        set_heading(ax, title, f"{text}\n{caption}" if caption else text)
     return ax

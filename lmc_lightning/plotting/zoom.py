@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lmc_lightning.plotting.style import BLANK, FIGURE_SIZE, set_heading, style
+from lmc_lightning.plotting.style import BLANK, FIGURE_SIZE, new_figure, set_heading, shades, style
 
 _PANEL = 1.5  # [inches]
 
@@ -29,10 +27,9 @@ def plot_zoom(
     """
     if not panels:
         raise ValueError("Expected at least one curve, got none.")
-    colors = mpl.colormaps["viridis"](np.linspace(0, 0.7, len(panels)))
+    colors = shades(len(panels), lightest=0.7)
     with style():
-        figure = Figure(figsize=(FIGURE_SIZE[0], 1.2 + _PANEL * len(panels)), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure((FIGURE_SIZE[0], 1.2 + _PANEL * len(panels)))
         rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for ax, (name, curve), color in zip(rows, panels.items(), colors, strict=True):
             ax.axvspan(span[0], span[1], color=BLANK, alpha=0.35, linewidth=0)

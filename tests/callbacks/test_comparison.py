@@ -134,7 +134,7 @@ def classifiers(**options: Any) -> tuple[Comparison, list[Any]]:
     batches = [StepBatch(batch, index) for index, batch in enumerate(loader())]
     objective = objective_of(modules[0], batches)
     statistics = objective_of(modules[0], batches, mode="train", keep_batches=True)
-    states = StateEvaluator.with_default_policy({"train": objective}, stats_objective=statistics)
+    states = StateEvaluator({"train": objective}, stats_objective=statistics)
     return Comparison(states, 3, **options), [endpoint_of(objective, m.state_dict()) for m in modules]
 
 
@@ -185,7 +185,7 @@ def test_named_metrics_see_the_statistics_that_losses_see(policy: Any) -> None:
     objectives = {split: objective_of(modules[0], batches, recorder=recorder) for split in ("train", "val")}
     objective, names = objectives["train"], {"val_loss": "min", "val_acc": "max"}
     statistics = objective_of(modules[0], batches, mode="train", keep_batches=True) if policy is None else None
-    evaluator = StateEvaluator.with_default_policy(
+    evaluator = StateEvaluator(
         objectives,
         batch_stats=policy,
         stats_objective=statistics,

@@ -20,7 +20,7 @@ from lmc_lightning.experiments.cli import main
 from lmc_lightning.experiments.plans.study import with_overrides
 from lmc_lightning.landscape.alignment.matching import METHODS
 from lmc_lightning.models import ImageClassifier
-from lmc_lightning.plotting import curves, llc, similarity, surfaces, trajectory, volume
+from lmc_lightning.plotting import barriers, llc, similarity, surfaces, trajectory, volume
 from tests.docs.pages import ROOT, blocks
 
 QUIET = {
@@ -145,7 +145,7 @@ def of_the_gallery(names: dict[str, Any]) -> dict[str, Any]:
     }
     plots = {
         name: plot
-        for module in (curves, llc, similarity, surfaces, trajectory, volume)
+        for module in (barriers, llc, similarity, surfaces, trajectory, volume)
         for name, plot in vars(module).items()
         if name.startswith("plot_")
     }

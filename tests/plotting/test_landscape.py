@@ -11,9 +11,9 @@ from lmc_lightning.landscape.paths.line import uniform_ts
 from lmc_lightning.landscape.paths.profiles import Curve, Profile
 from lmc_lightning.landscape.volume.llc import Langevin, LearningCoefficient
 from lmc_lightning.landscape.volume.result import Volume, VolumeSettings
-from lmc_lightning.plotting.curves import plot_paths
+from lmc_lightning.plotting.barriers import plot_paths
 from lmc_lightning.plotting.llc import plot_chains
-from lmc_lightning.plotting.volume import plot_radii, plot_volume_history
+from lmc_lightning.plotting.volume import plot_radii
 from tests.problems import normal
 
 
@@ -48,10 +48,12 @@ def test_paths_are_the_values_with_their_barriers_and_one_chord() -> None:
 
 
 def test_paths_of_different_splits_are_not_drawn_together() -> None:
-    with pytest.raises(ValueError, match="one to six paths of one metric on one split"):
+    with pytest.raises(ValueError, match="one metric on one split"):
         plot_paths({"a": path(1.0), "b": path(1.0, "val")})
-    with pytest.raises(ValueError, match="got 0"):
+    with pytest.raises(ValueError, match="got none"):
         plot_paths({})
+    with pytest.raises(ValueError, match="one to six paths, got 7"):
+        plot_paths({str(i): path(1.0) for i in range(7)})
 
 
 def test_radii_are_counted_for_each_threshold() -> None:
@@ -79,20 +81,9 @@ def test_the_caption_tells_the_set(options: dict[str, Any], text: str) -> None:
     assert plot_radii({0.1: radii(0.1, 0.0, **options)}).texts[0].get_text().startswith(text)
 
 
-def test_a_history_is_of_quantiles_and_marks_where_it_is_cut_off() -> None:
-    volumes = {20: radii(0.1, 1.0), 0: radii(0.1, 0.0, cutoff=True), 10: radii(0.1, 0.5)}
-    ax = plot_volume_history(volumes)
-    drawn = {str(line.get_label()): line for line in ax.lines}
-    assert list(drawn["median"].get_xdata()) == [10, 20]
-    assert list(drawn["median"].get_ydata()) == pytest.approx([float(volumes[k].quantiles((0.5,))) for k in (10, 20)])
-    assert list(drawn["cut off, volume 0"].get_xdata()) == [0]
-
-
 def test_volumes_without_radii_are_not_drawn() -> None:
     with pytest.raises(ValueError, match="none that is cut off"):
         plot_radii({0.1: radii(0.1, 0.0, cutoff=True)})
-    with pytest.raises(ValueError, match="nothing to draw"):
-        plot_volume_history({0: radii(0.1, 0.0, cutoff=True)})
 
 
 def test_chains_are_drawn_with_their_mean_and_diagnostics() -> None:

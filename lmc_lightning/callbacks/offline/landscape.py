@@ -77,7 +77,7 @@ def connect(
         measured = {"train": list(between(drawn, 0, num_examples))}
     else:
         measured = {s: read(loader, module_a, num_examples, seed) for s, loader in dataloaders.items()}
-    states = StateEvaluator.with_default_policy(
+    states = StateEvaluator(
         {split: objective_of(module_a, batches, **common) for split, batches in measured.items()},
         batch_stats=batch_stats,
         stats_objective=objective,

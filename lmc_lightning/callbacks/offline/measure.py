@@ -169,7 +169,7 @@ def interpolation_barriers(
     if align is not None:
         check_choice("align", align, METHODS)
         end_b, _ = Alignment(align, objective_of(module_a, batches, **common), seed=seed).aligned(end_a, end_b)
-    states = StateEvaluator.with_default_policy(objectives, batch_stats=batch_stats, stats_objective=stats_objective)
+    states = StateEvaluator(objectives, batch_stats=batch_stats, stats_objective=stats_objective)
     return barriers_on(line_profiles(states, end_a, end_b, num_points=num_points), metrics)
 
 

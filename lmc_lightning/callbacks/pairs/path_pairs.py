@@ -140,7 +140,7 @@ class PathPairs(StatePairs):
                 raise RuntimeError(f"No validation batch was seen, from which {', '.join(self.metrics)} could be had.")
             objectives = {split: visit.loss_on(p.batches, recorder=recorder) for split, p in sets.items()}
             further["val"] = metrics_of(self.metrics, objectives["val"], sets["val"].batches, recorder)
-        states = StateEvaluator.with_default_policy(
+        states = StateEvaluator(
             {str(split): objective for split, objective in objectives.items()},
             batch_stats=self.batch_stats,
             stats_objective=self._statistics(visit),

@@ -212,7 +212,7 @@ def spectrum_charts(
 def spectrum_evidence(result: SpectrumResult, limit: Stability) -> dict[str, Any]:
     """What all numbers of a visit share, with what it has cost; time is taken by whoever made the visit."""
     return {
-        **{name: value for name, value in asdict(result.cost).items() if name != "seconds"},
+        **asdict(result.cost),
         "gradient_norm": result.gradient_norm,
         "converged": result.converged,
         "num_params": result.num_params,

@@ -1,7 +1,7 @@
 """What a run shows of a loss surface: figures, and a mesh that TensorBoard's viewer shows in its own colours."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmc_lightning.landscape.surface.slices import Surface
 from lmc_lightning.loggers import Mesh
@@ -21,7 +21,8 @@ MESH_CONFIG = {
 
 def surface_figures(surface: Surface, epoch: int, key: Callable[[str], str]) -> dict[str, Callable[[], "Figure"]]:
     """The figures of one visit by key: contours and relief of a plane, the profile of a line."""
-    drawn = {"profile": plot_profile} if surface.ys is None else {"contours": plot_contours, "relief": plot_relief}
+    planes: dict[str, Callable[..., Any]] = {"contours": plot_contours, "relief": plot_relief}
+    drawn = {"profile": plot_profile} if surface.ys is None else planes
     title = f"Loss on {'a line' if surface.ys is None else 'a plane'}, epoch {epoch}"
     return {key(name): deferred(plot, surface, title=title) for name, plot in drawn.items()}
 

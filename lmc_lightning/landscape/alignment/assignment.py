@@ -116,7 +116,6 @@ class Ascent:
 
     permutations: Permutations
     objective: float
-    sweeps: int
     converged: bool
 
 
@@ -151,14 +150,15 @@ class Assignment:
 
     def ascend(self, start: Permutations, generator: torch.Generator | None = None) -> Ascent:
         """Improve one group after the other until none can be, in forward order or in random ones."""
-        permutations, sweeps, improved = dict(start), 0, [True]
-        while any(improved) and sweeps < MAX_SWEEPS:
-            sweeps += 1
+        permutations, improved = dict(start), [True]
+        for _ in range(MAX_SWEEPS):
             order = list(range(len(self.groups)))
             if generator is not None:
                 order = torch.randperm(len(order), generator=generator).tolist()
             improved = [self._improve(self.groups.groups[index], permutations) for index in order]
-        return Ascent(permutations, self.objective(permutations), sweeps, not any(improved))
+            if not any(improved):
+                break
+        return Ascent(permutations, self.objective(permutations), not any(improved))
 
     def _improve(self, group: Group, permutations: dict[Channels, Tensor]) -> bool:
         touched = {group.channels, *(child.channels for child in self._children[group.channels])}

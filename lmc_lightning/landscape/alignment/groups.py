@@ -119,15 +119,14 @@ class Groups:
         return tensor.clone() if moved is tensor else moved
 
 
-def permutation_groups(module: nn.Module, *inputs: Any, seed: int = 0) -> Groups:
+def permutation_groups(module: nn.Module, *inputs: Any) -> Groups:
     """The channels of a module that can be reordered without changing its outputs; see :func:`groups_of`.
 
     Args:
         module: any module; it is not changed, nor run itself.
         *inputs: a batch of a few examples, as ``module`` takes it.
-        seed: of the random permutations that every group is tested by.
     """
-    return groups_of(Objective(module, [inputs], lambda m, batch: m(*batch), keep_batches=True), seed=seed)
+    return groups_of(Objective(module, [inputs], lambda m, batch: m(*batch), keep_batches=True))
 
 
 def groups_of(objective: Objective, *, seed: int = 0) -> Groups:

@@ -32,7 +32,6 @@ class Matching:
         objectives: Of all starts, the best of which was taken.
         agreement: Share of the channels that the other starts put in the same place, their mean; NaN without others.
         converged: Whether no single group could be improved further.
-        sweeps: Rounds over all groups that the best start took.
         seconds: For everything but finding the groups.
     """
 
@@ -44,7 +43,6 @@ class Matching:
     objectives: tuple[float, ...]
     agreement: float
     converged: bool
-    sweeps: int
     seconds: float
 
     def __getitem__(self, name: str) -> Tensor:
@@ -172,7 +170,7 @@ def weight_matching(
 def matching_by(assignment: Assignment, method: Method, restarts: int, seed: int, started: float) -> Matching:
     """The best of several ascents, and how far they agree."""
     groups, identity = assignment.groups, assignment.groups.identity()
-    lowest = Ascent(identity, assignment.objective(identity), 0, True)
+    lowest = Ascent(identity, assignment.objective(identity), True)
     ascents = [assignment.ascend(assignment.forward())]
     for start in range(restarts):
         generator = torch.Generator().manual_seed(seed + start)
@@ -189,7 +187,6 @@ def matching_by(assignment: Assignment, method: Method, restarts: int, seed: int
         objectives=tuple(a.objective for a in ascents),
         agreement=sum(same) / len(same) if same else nan,
         converged=best.converged,
-        sweeps=best.sweeps,
         seconds=time.perf_counter() - started,
     )
 

@@ -92,9 +92,7 @@ class Watcher(TorchDispatchMode):
         self._rules = rules
         self._decompositions: Mapping[Any, Callable[..., Any]] | None = None
 
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and tell what it was."""
         kwargs = dict(kwargs or {})
         rule = self._rules.get(func.overloadpacket)

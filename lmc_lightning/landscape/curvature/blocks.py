@@ -79,7 +79,7 @@ def block_spectra(
     """
     for name, tensors in blocks.items():
         size = sum(product.sizes[number] for number in tensors)
-        start = rademacher(size, generator, device=product.theta.device, dtype=product.theta.dtype)
+        start = rademacher(size, generator).to(product.theta)
         space, matvec = KrylovSpace(start, rows_per_block=min(num_steps, size)), product.on_tensors(tensors)
         while space.size < num_steps and not space.breakdown:
             space.absorb(matvec(space.advance()))

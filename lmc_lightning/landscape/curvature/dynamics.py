@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmc_lightning.core.hvp import relative_step
+from lmc_lightning.core.hvp import CurvatureProduct
 from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.sharpness.perturbations import norm
 from lmc_lightning.landscape.statistics.bands import stderr_data
@@ -57,11 +57,13 @@ def batch_statistics(objective: Objective, theta: Tensor, gradient: Tensor | Non
     mean = (objective.grad(theta) if gradient is None else gradient).double()
     weights = objective.baseline.local_weights
 
-    def rows() -> Tensor:
-        used = [i for i, weight in enumerate(weights.tolist()) if weight]
-        return torch.tensor([_row(objective, i, theta, mean) for i in used], dtype=torch.float64).reshape(-1, 3)
+    with objective.hvp(theta) as product:
 
-    found = objective.collective.gather(rows)
+        def rows() -> Tensor:
+            used = [i for i, weight in enumerate(weights.tolist()) if weight]
+            return torch.tensor([_row(product, i, mean) for i in used], dtype=torch.float64).reshape(-1, 3)
+
+        found = objective.collective.gather(rows)
     sharpness, norms, overlaps = found.T
     sharpness = sharpness[norms > 0]
     count = len(found)
@@ -80,37 +82,12 @@ def batch_statistics(objective: Objective, theta: Tensor, gradient: Tensor | Non
     )
 
 
-def _row(objective: Objective, index: int, theta: Tensor, mean: Tensor) -> tuple[float, float, float]:
+def _row(product: CurvatureProduct, index: int, mean: Tensor) -> tuple[float, float, float]:
     """gᵀHg/‖g‖², ‖g‖² and gᵀḡ of one batch."""
-    gradient, product = (v.double() for v in chunk_derivatives(objective, index, theta))
+    gradient, curved = (v.double() for v in product.chunk_derivatives(index))
+    product.release()
     square = float(gradient @ gradient)
-    return float(gradient @ product) / square if square else math.nan, square, float(gradient @ mean)
-
-
-def chunk_derivatives(
-    objective: Objective, index: int, theta: Tensor, vector: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Gradient g_b ``(P,)`` and Hessian product H_b v ``(P,)`` of one chunk's mean loss, v = g_b unless it is given."""
-    if objective.second_order == "finite_differences":
-        gradient = objective.chunk_gradient(index, theta)
-        vector = gradient if vector is None else vector
-        if not bool(vector.any()):
-            return gradient, torch.zeros_like(gradient)
-        step = relative_step(theta, vector)
-        above, below = (objective.chunk_gradient(index, theta + s * step * vector) for s in (1, -1))
-        return gradient, (above - below) / (2 * step)
-    with objective.box():
-        leaves = objective.leaves(theta)
-        parts = objective.differentiable_gradients(index, leaves)
-        gradient = torch.cat([part.detach() for part in parts])
-        along = (gradient if vector is None else vector).split([leaf.numel() for leaf in leaves])
-        curved = [(p, v) for p, v in zip(parts, along, strict=True) if p.requires_grad]
-        if not curved:
-            return gradient, torch.zeros_like(gradient)
-        outputs, vectors = zip(*curved, strict=True)
-        products = torch.autograd.grad(outputs, leaves, vectors, allow_unused=True)
-    filled = [torch.zeros_like(a) if b is None else b for a, b in zip(leaves, products, strict=True)]
-    return gradient, torch.cat([part.detach() for part in filled])
+    return float(gradient @ curved) / square if square else math.nan, square, float(gradient @ mean)
 
 
 def chunk_step(objective: Objective, index: int, theta: Tensor) -> tuple[float, Tensor] | None:
@@ -192,16 +169,19 @@ def update_prediction(objective: Objective, before: Tensor, after: Tensor) -> Up
     update = before - after
     weights = objective.baseline.local_weights
 
-    def terms() -> Tensor:
-        found = torch.zeros(len(weights), 2, dtype=torch.float64)
-        for index, weight in enumerate(weights.tolist()):
-            if weight:
-                pair = chunk_derivatives(objective, index, before, update)
-                slope, curvature = (float(v.double() @ update.double()) for v in pair)
-                found[index] = torch.tensor([-slope, curvature / 2], dtype=found.dtype)
-        return found
+    with objective.hvp(before) as product:
 
-    slopes, curvatures = objective.collective.gather(terms).T
+        def terms() -> Tensor:
+            found = torch.zeros(len(weights), 2, dtype=torch.float64)
+            for index, weight in enumerate(weights.tolist()):
+                if weight:
+                    pair = product.chunk_derivatives(index, update)
+                    product.release()
+                    slope, curvature = (float(v.double() @ update.double()) for v in pair)
+                    found[index] = torch.tensor([-slope, curvature / 2], dtype=found.dtype)
+            return found
+
+        slopes, curvatures = objective.collective.gather(terms).T
     first, second = objective.evaluate(before), objective.evaluate(after)
     shares = first.weights
     changes = second.chunk_losses - first.chunk_losses

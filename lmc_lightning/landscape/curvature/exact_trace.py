@@ -4,7 +4,6 @@ There the diagonal blocks of the Hessian are those of the Gauss–Newton matrix,
 loss's Hessian by the outputs, tr H = mean over examples of Σ_c ‖J_nᵀ s_nc‖²: a backward pass for each class but one.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -69,7 +68,6 @@ class ExactTrace:
         example_weights: Share of each example ``(N,)``, so that ``value`` is the weighted mean of ``example_traces``.
         example_labels: Class of each example ``(N,)``, −1 for none.
         num_gradients: Backward passes over the probe set, each at most a gradient.
-        seconds: Wall-clock time [s], that of the check included where it was made.
         check: What was found about the module, to be passed on to the next visit.
     """
 
@@ -80,7 +78,6 @@ class ExactTrace:
     example_weights: Tensor = field(repr=False)
     example_labels: Tensor = field(repr=False)
     num_gradients: int
-    seconds: float
     check: ExactnessCheck
 
     @property
@@ -117,16 +114,15 @@ def exact_trace(
     Raises:
         InterruptedMeasurementError: The run was asked to end.
     """
-    began = time.perf_counter()
     check = check or exactness(objective, theta, generator)
     if not check.reason and check.num_passes > max_passes:
         check = replace(check, reason=f"it takes {check.num_passes} backward passes, more than max_passes={max_passes}")
     if check.reason:
-        return _none(check, time.perf_counter() - began)
+        return _none(check)
     parts = objective.collective.agree(lambda: _parts_if_possible(objective, theta, check))
     if not objective.collective.everywhere(not isinstance(parts, str)) or isinstance(parts, str):
         reason = parts if isinstance(parts, str) else ELSEWHERE
-        return _none(replace(check, reason=reason), time.perf_counter() - began)
+        return _none(replace(check, reason=reason))
     weights, traces, labels = objective.collective.gather(lambda: parts.examples).T
     tensors = objective.collective.total(lambda: parts.tensors)
     return ExactTrace(
@@ -137,14 +133,13 @@ def exact_trace(
         example_weights=weights,
         example_labels=labels.long(),
         num_gradients=check.num_passes,
-        seconds=time.perf_counter() - began,
         check=check,
     )
 
 
-def _none(check: ExactnessCheck, seconds: float) -> ExactTrace:
+def _none(check: ExactnessCheck) -> ExactTrace:
     nothing = torch.zeros(0, dtype=torch.float64)
-    return ExactTrace(None, nothing, None, nothing, nothing, nothing.long(), 0, seconds, check)
+    return ExactTrace(None, nothing, None, nothing, nothing, nothing.long(), 0, check)
 
 
 @dataclass(frozen=True)
@@ -303,7 +298,7 @@ def _curvature_checked(
     with objective.hvp(theta) as hessian, objective.ggn(theta) as gauss_newton:
         lengths = objective.ggn(theta, curvature=_identity)
         for number, (name, size) in enumerate(zip(objective.layout.names, objective.layout.sizes, strict=True)):
-            v = gaussian(size, generator, device=theta.device, dtype=theta.dtype)
+            v = gaussian(size, generator).to(theta)
             expected = _form(gauss_newton, number, v)
             error = abs(_form(hessian, number, v) - expected)
             if error > TOLERANCE * expected and error > _ROUNDING * _form(lengths, number, v):

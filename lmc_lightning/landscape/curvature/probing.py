@@ -35,7 +35,7 @@ class Probing:
         """A new probe ``(P,)`` of independent signs."""
         self.num_drawn += 1
         theta = self._product.theta
-        return rademacher(theta.numel(), self._generator, device=theta.device, dtype=theta.dtype)
+        return rademacher(theta.numel(), self._generator).to(theta)
 
     def draws(self, count: int) -> Iterator[Tensor]:
         """So many new probes."""
@@ -113,7 +113,7 @@ def sampled_trace(
         )
         value, stderr, converged = estimate.value, estimate.stderr, estimate.converged
     elif density is not None:
-        value, stderr = density.trace, density.trace_stderr
+        value, stderr = density.moment(1)
     else:
         raise ValueError("Nothing to take the trace from: give a density or a tolerance.")
     chunks, tensors = probing.parts(masses)

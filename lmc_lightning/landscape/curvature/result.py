@@ -59,7 +59,6 @@ class Cost:
     Attributes:
         num_matvecs: Products spent, all of them, those on blocks included.
         num_gradients: Gradients of the whole probe set spent beside the products.
-        seconds: Wall-clock time [s].
         num_chunks: Chunks of the probe set on this process.
         chunk_size: Examples in the first of them; ``None`` where that cannot be told.
         num_cached: Chunks whose gradient graph was kept between products.
@@ -71,7 +70,6 @@ class Cost:
 
     num_matvecs: int
     num_gradients: int
-    seconds: float
     num_chunks: int
     chunk_size: int | None
     num_cached: int
@@ -109,10 +107,8 @@ class SpectrumResult:
         overlap: ‖UᵀU'‖²_F/k with the k top eigenvectors U' of the visit before: 1 for the same subspace.
         gradient_in_top: ‖Uᵀg‖²/‖g‖²: the share of the gradient in the k top eigenvectors.
         layer_masses: Share of the top eigenvector in each tensor ``(T,)``, summing to 1.
-        loss: L(θ); with ``gradient_norm`` and ``confidence`` the state in which the curvature was taken.
         gradient_norm: ‖∇L(θ)‖₂.
-        confidence: Mean largest predicted probability, of classifiers.
-        cost: Products, gradients, time and memory.
+        cost: Products, gradients and memory.
         converged: Whether all pairs asked for reached their tolerance and all probes were taken.
         exact: The exact trace with its parts by example, or why there is none, if it was tried.
     """
@@ -132,9 +128,7 @@ class SpectrumResult:
     overlap: float | None
     gradient_in_top: float | None
     layer_masses: Tensor | None = field(repr=False)
-    loss: float
     gradient_norm: float
-    confidence: float | None
     cost: Cost
     converged: bool
     exact: ExactTrace | None = field(default=None, repr=False)
@@ -195,12 +189,12 @@ class SpectrumResult:
     @property
     def effective_rank(self) -> float | None:
         """Σλ₊/λ_max, for λ_max > 0: how many eigenvalues of the largest size carry the positive part."""
-        return self._from_quadrature(lambda q: q.positive_trace / self._positive_lambda_max)
+        return self._from_quadrature(lambda q: q.positive_trace()[0] / self._positive_lambda_max)
 
     @property
     def effective_rank_stderr(self) -> float | None:
         """Standard error of ``effective_rank`` over probes."""
-        return self._from_quadrature(lambda q: q.positive_trace_stderr / self._positive_lambda_max)
+        return self._from_quadrature(lambda q: q.positive_trace()[1] / self._positive_lambda_max)
 
     @property
     def stable_rank(self) -> float | None:
@@ -220,22 +214,22 @@ class SpectrumResult:
     @property
     def negative_mass(self) -> float | None:
         """Share of the eigenvalues below −``resolution``."""
-        return self._from_quadrature(lambda q: q.negative_mass(self.resolution))
+        return self._from_quadrature(lambda q: q.negative_mass(self.resolution)[0])
 
     @property
     def negative_mass_stderr(self) -> float | None:
         """Standard error of ``negative_mass`` over probes."""
-        return self._from_quadrature(lambda q: q.negative_mass_stderr(self.resolution))
+        return self._from_quadrature(lambda q: q.negative_mass(self.resolution)[1])
 
     @property
     def null_mass(self) -> float | None:
         """Share of the eigenvalues within ±``resolution``."""
-        return self._from_quadrature(lambda q: q.null_mass(self.resolution))
+        return self._from_quadrature(lambda q: q.null_mass(self.resolution)[0])
 
     @property
     def null_mass_stderr(self) -> float | None:
         """Standard error of ``null_mass`` over probes."""
-        return self._from_quadrature(lambda q: q.null_mass_stderr(self.resolution))
+        return self._from_quadrature(lambda q: q.null_mass(self.resolution)[1])
 
     @property
     def num_matvecs(self) -> int:
@@ -246,11 +240,6 @@ class SpectrumResult:
     def num_gradients(self) -> int:
         """Gradients of the whole probe set spent beside the products."""
         return self.cost.num_gradients
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock time [s]."""
-        return self.cost.seconds
 
     @property
     def _positive_lambda_max(self) -> float:

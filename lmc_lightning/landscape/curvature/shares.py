@@ -1,6 +1,5 @@
 """Which examples and classes a curvature is made of: λ = uᵀHu and tr H are means over examples."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -30,13 +29,11 @@ class CurvatureShares:
         parts: The example's weight times its own curvature, ``(N,)`` float64.
         weights: Its weight ``(N,)``, summing to 1: its share if all had the same curvature.
         labels: Its class ``(N,)``, −1 for none.
-        seconds: Wall-clock time [s].
     """
 
     parts: Tensor = field(repr=False)
     weights: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)
-    seconds: float = 0.0
 
     @property
     def value(self) -> float:
@@ -94,10 +91,9 @@ def form_shares(objective: Objective, theta: Tensor, vector: Tensor, operator: O
     Raises:
         ValueError: Single examples are not known: the loss is not one that the tap can see.
     """
-    began = time.perf_counter()
     rows = objective.collective.agree(lambda: _rows(objective, theta, vector, operator))
     weights, forms, labels = objective.collective.gather(lambda: rows).T
-    return CurvatureShares(weights * forms, weights, labels.long(), time.perf_counter() - began)
+    return CurvatureShares(weights * forms, weights, labels.long())
 
 
 def example_images(objective: Objective, numbers: Tensor) -> Tensor | None:

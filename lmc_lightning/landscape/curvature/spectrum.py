@@ -1,8 +1,8 @@
 """Curvature of a mean loss at one point: extreme eigenvalues, trace and density of its Hessian, and what follows."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
@@ -19,6 +19,7 @@ from lmc_lightning.landscape.curvature.exact_trace import exactness as exactness
 from lmc_lightning.landscape.curvature.memory_plan import MemoryPlan, chunk_size_of, memory_plan
 from lmc_lightning.landscape.curvature.probing import Probing, sampled_trace
 from lmc_lightning.landscape.curvature.result import Cost, SpectrumResult, Trace
+from lmc_lightning.landscape.sharpness.perturbations import norm
 from lmc_lightning.landscape.statistics.bands import stderr_data
 from lmc_lightning.linalg.density import Quadrature, spectral_quadrature
 from lmc_lightning.linalg.eigen import Eigenpairs, extreme_eigenpairs, warm_start
@@ -110,24 +111,19 @@ def spectrum(
     )
     if request.num_pairs + num_probes == 0 and trace_tolerance is None:
         raise ValueError("Nothing to measure: ask for num_eigenvalues, num_negative or num_probes above 0.")
-    began = time.perf_counter()
-    start = gaussian(theta.numel(), generator, device=theta.device, dtype=theta.dtype)
+    start = gaussian(theta.numel(), generator).to(theta)
     start = start if previous is None or not warm else warm_start(previous.to(start), start)
     plan = request.plan(objective, theta)
     with _OPERATORS[operator](objective, theta, plan.graphs) as product:
         if progress is not None:
-            product.on_product = _Reporter(progress, max_products + num_probes * plan.num_steps)
+            expected = max_products + num_probes * plan.num_steps
+            product.on_product = lambda done: progress(done, max(done, expected), "products")
         result = _Run(product, request, plan, generator, should_stop).result(objective, start, previous, exactness)
         before = product.num_gradients
         if follow_up is not None:
             follow_up(product, result)
-    cost = replace(
-        result.cost,
-        num_matvecs=product.num_products,
-        num_gradients=result.cost.num_gradients + product.num_gradients - before,
-        seconds=time.perf_counter() - began,
-    )
-    return replace(result, cost=cost)
+    gradients = result.cost.num_gradients + product.num_gradients - before
+    return replace(result, cost=replace(result.cost, num_matvecs=product.num_products, num_gradients=gradients))
 
 
 _OPERATORS: dict[Operator, Callable[[Objective, Tensor, int], CurvatureProduct]] = {
@@ -135,15 +131,6 @@ _OPERATORS: dict[Operator, Callable[[Objective, Tensor, int], CurvatureProduct]]
     "ggn": lambda objective, theta, budget: objective.ggn(theta, memory_budget=budget),
     "empirical_fisher": lambda objective, theta, budget: objective.empirical_fisher(theta, memory_budget=budget),
 }
-
-
-@dataclass(frozen=True)
-class _Reporter:
-    progress: Progress
-    expected: int
-
-    def __call__(self, done: int) -> None:
-        self.progress(done, max(done, self.expected), "products")
 
 
 @dataclass(frozen=True)
@@ -178,21 +165,20 @@ class _Request:
         )
 
 
+@dataclass
 class _Run:
     """One spectrum, each part computed once, from the products of one matrix."""
 
-    def __init__(
-        self,
-        product: CurvatureProduct,
-        request: _Request,
-        plan: MemoryPlan,
-        generator: torch.Generator,
-        should_stop: Callable[[], bool] | None,
-    ) -> None:
-        self.product, self.request, self.plan = product, request, plan
-        self.generator, self.should_stop = generator, should_stop
-        several = int(product.weights.count_nonzero()) > 1
-        self.chunk_forms = ChunkForms(product) if several and plan.max_basis is None else None
+    product: CurvatureProduct
+    request: _Request
+    plan: MemoryPlan
+    generator: torch.Generator
+    should_stop: Callable[[], bool] | None
+
+    @cached_property
+    def chunk_forms(self) -> ChunkForms | None:
+        several = int(self.product.weights.count_nonzero()) > 1
+        return ChunkForms(self.product) if several and self.plan.max_basis is None else None
 
     @property
     def stopped(self) -> bool:
@@ -209,7 +195,6 @@ class _Run:
         forms = self.pair_forms(pairs, every=density is not None and (exact is None or exact.value is None))
         traces = self.traces(exact, probing, density, pairs, forms)
         blocks = self.blocks(objective.layout.names)
-        evaluation = objective.evaluate(self.product.theta)
         top = None if pairs is None or not self.request.num_largest else pairs.eigenvectors[: pairs.num_largest]
         return SpectrumResult(
             num_params=self.product.theta.numel(),
@@ -227,9 +212,7 @@ class _Run:
             overlap=None if top is None or previous is None else subspace_overlap(top, previous),
             gradient_in_top=None if top is None else share_within(top, gradient),
             layer_masses=None if top is None else squares_by_tensor(top[:1], self.product.sizes)[0],
-            loss=evaluation.loss,
-            gradient_norm=float(torch.linalg.vector_norm(gradient, dtype=torch.float64)),
-            confidence=evaluation.confidence,
+            gradient_norm=norm(gradient),
             cost=self.cost(objective, 0 if exact is None else exact.num_gradients),
             converged=self.converged(pairs, density, traces),
             exact=exact,
@@ -327,7 +310,6 @@ class _Run:
         return Cost(
             num_matvecs=self.product.num_products,
             num_gradients=self.product.num_gradients + num_gradients,
-            seconds=0.0,
             num_chunks=self.product.num_chunks,
             chunk_size=chunk_size_of(objective),
             num_cached=self.product.num_cached,

@@ -174,7 +174,7 @@ def stability(
 
 def _by_lanczos(product: CurvatureProduct, dynamics: Dynamics, known: Stability, **options: Any) -> Stability:
     theta = product.theta
-    start = gaussian(theta.numel(), torch.Generator().manual_seed(0), device=theta.device, dtype=theta.dtype)
+    start = gaussian(theta.numel(), torch.Generator().manual_seed(0)).to(theta)
     scale, decay = dynamics.scale.to(theta), dynamics.decay.to(theta)
     pairs = extreme_eigenpairs(
         preconditioned(product, scale, decay),

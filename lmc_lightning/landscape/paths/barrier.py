@@ -8,7 +8,6 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.paths.line import NUM_POINTS, BatchStats, Endpoint, checked_ts, uniform_ts
 from lmc_lightning.landscape.paths.profiles import Curve, Grid, Profile, profiles_along
 from lmc_lightning.landscape.paths.states import StateEvaluator
@@ -163,9 +162,7 @@ def barrier(profile: Profile, metric: str = "loss", *, num_bootstrap: int = 1000
         )
     curve, ts = profile.curves[metric], checked_ts(profile.ts)
     values = curve.values.double()
-    gaps = values - _chord(values, ts)
-    heights = _heights(values, gaps, ts)
-    heights_of = {name: nan if h is None else float(h.of(values)) for name, h in heights.items()}
+    gaps, heights = values - _chord(values, ts), _heights(values, ts)
     gap_stderr, quantile = torch.full_like(ts, nan), nan
     if curve.samples is not None and curve.weights is not None:
         sample_gaps = curve.samples - _chord(curve.samples, ts)
@@ -178,14 +175,6 @@ def barrier(profile: Profile, metric: str = "loss", *, num_bootstrap: int = 1000
         ts=ts,
         values=values,
         own_ends=curve.own_ends,
-        barrier=heights_of["barrier"],
-        instability=heights_of["instability"],
-        signed_deviation=heights_of["signed_deviation"],
-        barrier_over_min=heights_of["barrier_over_min"],
-        barrier_over_max=heights_of["barrier_over_max"],
-        dip=heights_of["dip"],
-        interior_max=heights_of["interior_max"],
-        midpoint=heights_of["midpoint"],
         peak_t=float(ts[gaps.argmax()]),
         stderr_data={name: _stderr_of(curve, h) for name, h in heights.items()},
         gap_stderr=gap_stderr,
@@ -194,6 +183,7 @@ def barrier(profile: Profile, metric: str = "loss", *, num_bootstrap: int = 1000
         rounding=_ROUNDINGS * profile.eps * float(values.abs().amax()),
         num_samples=0 if curve.weights is None else len(curve.weights),
         unit=curve.unit,
+        **_found(heights, values),
     )
 
 
@@ -207,40 +197,7 @@ def on_fewer_points(found: Barrier, num_points: int) -> dict[str, float]:
     if num_points < 2 or rest or not torch.equal(found.ts[::step], uniform_ts(num_points)):
         raise ValueError(f"{num_points} equally spaced points are not among {found.num_points} on this path.")
     values, ts = found.values[::step], found.ts[::step]
-    heights = _heights(values, values - _chord(values, ts), ts)
-    return {name: nan if h is None else float(h.of(values)) for name, h in heights.items()}
-
-
-def barrier_between(
-    objective: Objective,
-    end_a: Endpoint,
-    end_b: Endpoint,
-    *,
-    num_points: NumPoints = NUM_POINTS,
-    batch_stats: BatchStats | None = None,
-    stats_objective: Objective | None = None,
-    metrics: Sequence[str] | None = None,
-) -> dict[str, Barrier]:
-    """Barriers along the straight line from A to B, by metric.
-
-    Args:
-        objective: the module on some examples.
-        end_a: at t = 0.
-        end_b: at t = 1.
-        num_points: equally spaced, both ends included, or ``"adaptive"``: refined around the peak of the loss.
-        batch_stats: with BatchNorm, ``"recompute"`` (the default) takes its statistics at each t from the training
-            batches of ``stats_objective``, ``"interpolate"`` moves the ends' statistics along the line, ``"endpoint"``
-            keeps those of A until B is reached.
-        stats_objective: the module on training batches, with ``mode="train"``.
-        metrics: ``"loss"``, ``"error"``; all that are known by default.
-
-    Raises:
-        ValueError: statistics are to be recomputed without ``stats_objective``, or a metric is not known.
-    """
-    states = StateEvaluator.with_default_policy(
-        {"": objective}, batch_stats=batch_stats, stats_objective=stats_objective
-    )
-    return barriers_on(line_profiles(states, end_a, end_b, num_points=num_points), metrics)[""]
+    return _found(_heights(values, ts), values)
 
 
 def line_profiles(
@@ -266,8 +223,13 @@ def _chord(rows: Tensor, ts: Tensor) -> Tensor:
     return torch.lerp(rows[:1], rows[-1:], ts.reshape(-1, *[1] * (rows.ndim - 1)))
 
 
-def _heights(values: Tensor, gaps: Tensor, ts: Tensor) -> dict[str, _Height | None]:
+def _found(heights: Mapping[str, _Height | None], values: Tensor) -> dict[str, float]:
+    return {name: nan if height is None else float(height.of(values)) for name, height in heights.items()}
+
+
+def _heights(values: Tensor, ts: Tensor) -> dict[str, _Height | None]:
     """What each convention compares, ``None`` where the grid lacks its point."""
+    gaps = values - _chord(values, ts)
     first, last = float(values[0]), float(values[-1])
     lower_end = 0.0 if first <= last else 1.0
     peak, low, top = int(gaps.argmax()), int(gaps.argmin()), int(values.argmax())

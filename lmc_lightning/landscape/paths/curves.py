@@ -17,7 +17,6 @@ from lmc_lightning.landscape.sharpness.measured import require_positive
 from lmc_lightning.types import Progress
 
 CurveKind: TypeAlias = Literal["bezier", "polychain"]
-CURVE_KINDS: tuple[CurveKind, ...] = get_args(CurveKind)
 
 MakeOptimizer: TypeAlias = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -146,8 +145,8 @@ class CurveTraining:
         Raises:
             ValueError: an unknown kind, or a number that is not positive.
         """
-        if self.kind not in CURVE_KINDS:
-            raise ValueError(f"Expected kind to be one of {', '.join(map(repr, CURVE_KINDS))}, got {self.kind!r}.")
+        if self.kind not in get_args(CurveKind):
+            raise ValueError(f"Expected kind to be one of 'bezier', 'polychain', got {self.kind!r}.")
         require_positive(num_bends=self.num_bends, num_epochs=self.num_epochs, lr=self.lr)
 
     def optimizer_of(self, offsets: Tensor) -> torch.optim.Optimizer:

@@ -76,7 +76,7 @@ def layer_barriers(
         end_b: at t = 1.
         groups: names of parameters by group, in the order of the cumulative barriers; by default one for each module
             that owns parameters.
-        num_points: as for :func:`~lmc_lightning.landscape.paths.barrier.barrier_between`.
+        num_points: equally spaced, both ends included, or ``"adaptive"``: refined around the peak of the loss.
     """
     layout = end_a.layout or states.objective.layout
     groups = groups or module_groups(layout)

@@ -101,5 +101,4 @@ def _paired_stderr(best: Tensor | None, average: Tensor | None, evaluation: Eval
     weights = evaluation.example_weights
     if best is None or average is None or weights is None:
         return nan
-    counted = weights > 0
-    return float(standard_error((best - average)[counted], weights[counted]))
+    return float(standard_error(best - average, weights))

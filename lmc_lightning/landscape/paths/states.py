@@ -38,9 +38,9 @@ class StateEvaluator:
 
     Args:
         objectives: one for each split, over one module.
-        batch_stats: ``"recompute"`` takes BatchNorm's statistics of every state, endpoints included, from the batches
-            of ``stats_objective``; under ``"interpolate"`` and ``"endpoint"`` they are those that a path gives. Without
-            BatchNorm, or where its layers do not use running statistics, there is no policy.
+        batch_stats: ``"recompute"``, the default, takes BatchNorm's statistics of every state, endpoints included, from
+            the batches of ``stats_objective``; under ``"interpolate"`` and ``"endpoint"`` they are those that a path
+            gives. Without BatchNorm, or where its layers do not use running statistics, there is no policy.
         stats_objective: the module on training batches, with ``mode="train"``.
         further: metrics other than loss and error, by split.
 
@@ -56,28 +56,17 @@ class StateEvaluator:
         stats_objective: Objective | None = None,
         further: Mapping[str, Metrics] | None = None,
     ) -> None:
-        if batch_stats == "recompute" and stats_objective is None:
+        uses = any(map(_uses_running_statistics, objectives.values()))
+        self.batch_stats: BatchStats | None = (batch_stats or "recompute") if uses else None
+        if self.batch_stats == "recompute" and stats_objective is None:
             raise ValueError(
                 "batch_stats='recompute' needs training batches: pass stats_objective=Objective(module, batches, "
                 "loss_fn, mode='train'), or choose batch_stats='interpolate'."
             )
-        self.objectives, self.batch_stats = objectives, batch_stats
+        self.objectives = objectives
         self._stats_objective, self._further = stats_objective, further or {}
         self._ends: WeakKeyDictionary[Endpoint, dict[str, StateMetrics]] = WeakKeyDictionary()
         self._own: WeakKeyDictionary[Endpoint, dict[str, StateMetrics]] = WeakKeyDictionary()
-
-    @classmethod
-    def with_default_policy(
-        cls,
-        objectives: Mapping[str, Objective],
-        *,
-        batch_stats: BatchStats | None = None,
-        stats_objective: Objective | None = None,
-        further: Mapping[str, Metrics] | None = None,
-    ) -> "StateEvaluator":
-        """One that recomputes statistics unless told otherwise, where the module has any."""
-        policy = (batch_stats or "recompute") if any(map(_uses_running_statistics, objectives.values())) else None
-        return cls(objectives, batch_stats=policy, stats_objective=stats_objective, further=further)
 
     @property
     def objective(self) -> Objective:

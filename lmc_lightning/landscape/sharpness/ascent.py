@@ -18,7 +18,7 @@ from lmc_lightning.landscape.sharpness.measured import (
     require_positive,
 )
 from lmc_lightning.landscape.sharpness.perturbations import Radius, lengths, norm
-from lmc_lightning.landscape.statistics.bands import standard_error
+from lmc_lightning.landscape.statistics.bands import stderr_data
 
 KESKAR_STEPS = 10
 _OFF_CENTRE = 0.01
@@ -283,11 +283,10 @@ def _over_chunks(
 
 
 def _mean_over_chunks(values: Tensor, weights: Tensor, **evidence: object) -> Measured:
-    stderr = float(standard_error(values, weights))
     flags = (*evidence.pop("flags", ()), *nonfinite(values.isfinite().all()))  # type: ignore[misc]
     return Measured(
         float(values @ weights),
-        stderr=None if math.isnan(stderr) else stderr,
+        stderr=stderr_data(values, weights),
         num_samples=len(values),
         flags=flags,
         **evidence,  # type: ignore[arg-type]

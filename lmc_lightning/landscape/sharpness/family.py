@@ -1,7 +1,6 @@
 """The whole family of sharpness measures at one point, from one shared gradient."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -94,19 +93,13 @@ class SharpnessResult:
 
     Attributes:
         measures: By name, in the order that was asked for; the flatness profile as ``"flatness_profile/r_1"`` and on.
-        loss: L(θ); with ``confidence`` the state in which sharpness was taken.
-        confidence: Mean largest predicted probability, of classifiers.
         num_gradients: Gradients of the whole probe set, all of them.
         num_losses: Losses of the whole probe set, all of them.
-        seconds: Wall-clock time [s].
     """
 
     measures: Mapping[str, Measured]
-    loss: float
-    confidence: float | None
     num_gradients: int
     num_losses: int
-    seconds: float
 
     def __getitem__(self, name: str) -> Measured:
         return self.measures[name]
@@ -143,7 +136,6 @@ def sharpness(
         ValueError: An unknown measure, or a radius or number that is not positive.
     """
     require_known(measures)
-    began = time.perf_counter()
     centre = centre_at(objective, theta)
     family = _Family(
         objective, theta, measures, settings or SharpnessSettings(), seed, chunked or objective, before, centre
@@ -156,11 +148,8 @@ def sharpness(
             progress(done, len(measures), name)
     return SharpnessResult(
         found,
-        loss=centre.loss,
-        confidence=centre.confidence,
         num_gradients=1 + sum(m.num_gradients for m in found.values()),
         num_losses=1 + sum(m.num_losses for m in found.values()),
-        seconds=time.perf_counter() - began,
     )
 
 

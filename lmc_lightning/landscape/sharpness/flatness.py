@@ -167,7 +167,7 @@ def _under_noise(
 ) -> Measured:
     require_positive(sigma=sigma, num_samples=num_samples)
     loss = (centre or objective.evaluate(theta)).loss
-    draws = (gaussian(theta.numel(), generator, device=theta.device, dtype=theta.dtype) for _ in range(num_samples))
+    draws = (gaussian(theta.numel(), generator).to(theta) for _ in range(num_samples))
     rises = _both_ways(objective, theta, (draw.mul_(sigma * scale) for draw in draws))[0] - loss
     expected = sigma * norm(scale.expand_as(theta))
     details = {"radius_kind": kind, "expected_norm": expected}
@@ -185,5 +185,4 @@ def _directions(
     objective: Objective, theta: Tensor, radius: Radius, number: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
     for _ in range(number):
-        draw = gaussian(theta.numel(), generator, device=theta.device, dtype=theta.dtype)
-        yield on_sphere(draw, theta, radius, objective.layout)
+        yield on_sphere(gaussian(theta.numel(), generator).to(theta), theta, radius, objective.layout)

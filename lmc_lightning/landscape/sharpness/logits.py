@@ -1,6 +1,5 @@
 """Losses of normalised logits: what is left of sharpness once the scale of the network's outputs is taken out."""
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,13 +41,7 @@ class _NormalizedLogits(TorchFunctionMode):
         super().__init__()
         self.losses: list[Tensor] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
         if func is not F.cross_entropy:
             return func(*args, **given)

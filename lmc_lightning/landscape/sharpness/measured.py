@@ -27,8 +27,6 @@ class Centre:
     """∇L(θ) ``(P,)``."""
     error: float | None = None
     """1 − accuracy, of classifiers."""
-    confidence: float | None = None
-    """Mean largest predicted probability, of classifiers."""
 
     @property
     def gradient_norm(self) -> float:
@@ -39,7 +37,7 @@ class Centre:
 def centre_at(objective: Objective, theta: Tensor) -> Centre:
     """Loss and gradient at θ, for several measures to share; one loss and one gradient."""
     evaluation = objective.evaluate(theta)
-    return Centre(theta, evaluation.loss, objective.grad(theta), evaluation.error, evaluation.confidence)
+    return Centre(theta, evaluation.loss, objective.grad(theta), evaluation.error)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ _BLOCK_ENTRIES = 2**22
 
 
 def standard_error(samples: Tensor, weights: Tensor) -> Tensor:
-    """Standard error of the weighted means x̄ of ``(…, N)``: SE² = Σ w_n² (x_n − x̄)² · N/(N−1); NaN for N = 1.
+    """Standard error of the weighted means x̄ of ``(…, N)``: SE² = Σ w_n² (x_n − x̄)² · n/(n−1), NaN for n = 1.
 
     Args:
         samples: one per example or chunk, float64.
-        weights: their shares ``(N,)``, summing to 1.
+        weights: their shares ``(N,)``, summing to 1; n of them are not 0.
     """
-    size = len(weights)
+    size = int(weights.count_nonzero())
     if size < 2:
         return samples.new_full(samples.shape[:-1], nan)
     deviations = samples - (samples @ weights).unsqueeze(-1)
@@ -28,15 +28,8 @@ def standard_error(samples: Tensor, weights: Tensor) -> Tensor:
 
 
 def stderr_data(values: Tensor, weights: Tensor) -> float | None:
-    """Standard error of a weighted mean of the values of B chunks, ``(B,)``: √(Σ w²(q − Σ w q)² · B/(B − 1)).
-
-    ``None`` for a single chunk.
-    """
-    count = int(weights.count_nonzero())
-    if count < 2:
-        return None
-    deviations = weights * (values - weights @ values)
-    return sqrt(float(deviations.square().sum()) * count / (count - 1))
+    """:func:`standard_error` of the values of chunks or examples ``(B,)``; ``None`` for a single one."""
+    return None if weights.count_nonzero() < 2 else float(standard_error(values, weights))
 
 
 MIN_NODES = 3

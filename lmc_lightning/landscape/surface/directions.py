@@ -110,7 +110,7 @@ def random_directions(
     Raises:
         ValueError: a direction is zero.
     """
-    draws = [gaussian(theta.numel(), generator, device=theta.device, dtype=torch.float64) for _ in range(count)]
+    draws = [gaussian(theta.numel(), generator).to(theta.device, torch.float64) for _ in range(count)]
     parts = zip(layout.shapes, theta.double().split(layout.sizes), *(d.split(layout.sizes) for d in draws), strict=True)
     columns = [
         _in_filters([filters_of(d, shape) for d in drawn], filters_of(weight, shape) * (biases or len(shape) > 1))

@@ -206,9 +206,7 @@ def surface(
         raise ValueError(f"Expected a grid for each of {len(directions.vectors)} directions, got {len(grids)}.")
     centre = endpoint_of(objective) if centre is None else centre
     directions = directions.to(centre.theta)
-    states = StateEvaluator.with_default_policy(
-        {split: objective}, batch_stats=batch_stats or "endpoint", stats_objective=stats_objective
-    )
+    states = StateEvaluator({split: objective}, batch_stats=batch_stats or "endpoint", stats_objective=stats_objective)
     ends = {label: centre, **(marks or {})}
     marked = tuple(_mark(name, end, states, directions, centre) for name, end in ends.items())
     shape = tuple(map(len, grids))

@@ -231,7 +231,7 @@ def langevin_trace(
             break
         trace[number] = value
         pull = n_beta * gradient + settings.gamma * (w - start)
-        w = w - 0.5 * step * pull + noise * gaussian(len(w), generator, device=w.device, dtype=w.dtype)
+        w = w - 0.5 * step * pull + noise * gaussian(len(w), generator).to(w)
         if progress is not None and number % 100 == 99:
             progress(number + 1)
     return trace

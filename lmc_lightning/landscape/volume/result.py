@@ -1,6 +1,6 @@
 """The volume of low loss around a network: what set it is of, and all that its radii say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import lgamma, log, nan, pi, sqrt
@@ -12,11 +12,8 @@ from torch import Tensor
 from lmc_lightning.landscape.sharpness.measured import require_positive
 
 Threshold: TypeAlias = Literal["absolute", "rise"]
-THRESHOLDS: tuple[Threshold, ...] = get_args(Threshold)
 VolumeMetric: TypeAlias = Literal["loss", "accuracy"]
-METRICS: tuple[VolumeMetric, ...] = get_args(VolumeMetric)
 Coordinates: TypeAlias = Literal["plain", "filter"]
-COORDINATES: tuple[Coordinates, ...] = get_args(Coordinates)
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MIN_EFFECTIVE = 8
@@ -59,14 +56,9 @@ class VolumeSettings:
         Raises:
             ValueError: unknown names, no thresholds, or numbers that are not positive.
         """
-        choices: Mapping[str, tuple[str, ...]] = {
-            "threshold": THRESHOLDS,
-            "metric": METRICS,
-            "coordinates": COORDINATES,
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"Expected {name} to be one of {known}, got {getattr(self, name)!r}.")
+        for name, choice in (("threshold", Threshold), ("metric", VolumeMetric), ("coordinates", Coordinates)):
+            if getattr(self, name) not in get_args(choice):
+                raise ValueError(f"Expected {name} to be one of {get_args(choice)}, got {getattr(self, name)!r}.")
         if not self.thresholds:
             raise ValueError("Expected at least one threshold, e.g. thresholds=(0.1,).")
         positive = {f"thresholds[{i}]": tau for i, tau in enumerate(self.thresholds)}
@@ -174,7 +166,7 @@ class Volume:
 
     @property
     def log_mean_r_pow_stderr(self) -> float:
-        """Standard error of log E r^P over directions, √(1/ESS − 1/n); NaN below 8 effective directions."""
+        """Standard error of log E r^P over directions, √((1/ESS − 1/n) n/(n − 1)); NaN below 8 effective directions."""
         size, effective = len(self.radii), self.effective_sample_size
         if effective < MIN_EFFECTIVE:
             return nan

@@ -17,10 +17,10 @@ from lmc_lightning.landscape.alignment.aligned import Alignment
 from lmc_lightning.landscape.alignment.groups import Groups, permutation_groups
 from lmc_lightning.landscape.alignment.matching import weight_matching
 from lmc_lightning.landscape.alignment.reordering import Permutations
-from lmc_lightning.landscape.paths.barrier import barrier_between
 from lmc_lightning.landscape.paths.line import Endpoint, endpoint_of
 from lmc_lightning.models import MLP, VGG16, AlexNet, LeNet5, ResNet18, ResNet20
 from tests.landscape.networks import CASES, Attention, Case
+from tests.landscape.paths.between import barrier_between
 from tests.problems import cross_entropy, generator, normal
 
 of_each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.curvature.dynamics import batch_statistics, chunk_derivatives, update_prediction
+from lmc_lightning.landscape.curvature.dynamics import batch_statistics, update_prediction
 from tests import oracles
 from tests.problems import (
     ConvNet,
@@ -114,8 +114,9 @@ def test_of_a_network_the_derivatives_of_a_chunk_are_those_of_its_dense_hessian(
     theta, vector = objective.theta(), normal(objective.num_params, seed=5)
     loss = oracles.mean_loss(module, batches[1:], cross_entropy, [30.0])
     exact_gradient, exact_hessian = oracles.gradient(loss, theta), oracles.dense_hessian(loss, theta)
-    gradient, along_gradient = chunk_derivatives(objective, 1, theta)
-    _, along_vector = chunk_derivatives(objective, 1, theta, vector)
+    product = objective.hvp(theta)
+    gradient, along_gradient = product.chunk_derivatives(1)
+    _, along_vector = product.chunk_derivatives(1, vector)
     torch.testing.assert_close(gradient, exact_gradient, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(along_gradient, exact_hessian @ exact_gradient, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(along_vector, exact_hessian @ vector, rtol=1e-6, atol=1e-7)

@@ -148,14 +148,11 @@ def test_every_product_is_counted() -> None:
     assert recomputed.num_gradients == recomputed.num_matvecs + 1
 
 
-def test_the_state_is_recorded_with_the_curvature() -> None:
+def test_the_gradient_norm_is_recorded_with_the_curvature() -> None:
     objective = conv_net()
     theta = objective.theta() + 0.1
     result = spectrum(objective, theta, num_probes=0, generator=generator(0))
-    assert result.loss == objective.loss(theta).item()
     assert result.gradient_norm == pytest.approx(float(objective.grad(theta).norm()), rel=1e-14)
-    assert result.confidence == objective.evaluate(theta).confidence
-    assert result.seconds > 0
 
 
 SPECTRUM = [9.0, 5.0, 2.0, 1.0, 1.0, 0.5] + [0.0] * 12 + [-0.5, -3.0]

@@ -11,7 +11,6 @@ from lmc_lightning.landscape.paths.barrier import (
     DEFINITIONS,
     Barrier,
     barrier,
-    barrier_between,
     barriers_on,
     line_profiles,
     on_fewer_points,
@@ -20,6 +19,7 @@ from lmc_lightning.landscape.paths.line import Endpoint, endpoint_of, uniform_ts
 from lmc_lightning.landscape.paths.profiles import Curve, Profile
 from lmc_lightning.landscape.paths.states import StateEvaluator
 from tests import problems
+from tests.landscape.paths.between import barrier_between
 from tests.problems import cross_entropy, double_well, generator, normal, split
 
 

@@ -308,7 +308,7 @@ def test_batch_norm_is_recomputed_at_every_point_of_a_curve() -> None:
     options: dict[str, Any] = {"chunk_size": 35}
     train_mode = Objective(ConvNet(), split(images(), [64, 6]), cross_entropy, mode="train", **options)
     evaluated = Objective(ConvNet(), split(images(), [64, 6]), cross_entropy, **options)
-    states = StateEvaluator.with_default_policy({"train": evaluated}, stats_objective=train_mode)
+    states = StateEvaluator({"train": evaluated}, stats_objective=train_mode)
     a = Endpoint(evaluated.theta(), evaluated.buffers)
     b = Endpoint(a.theta + 0.3 * normal(len(a.theta), seed=3), evaluated.buffers)
     found = connection(states, train_mode, a, b, CurveTraining(num_epochs=1), generator=generator(0), num_points=5)

@@ -3,10 +3,10 @@ import torch
 from torch import Tensor, nn
 
 from lmc_lightning.core.objective import Objective
-from lmc_lightning.landscape.paths.barrier import barrier_between
 from lmc_lightning.landscape.paths.layer_barriers import LayerBarriers, layer_barriers, mixed, module_groups
 from lmc_lightning.landscape.paths.line import Endpoint, endpoint_of
 from lmc_lightning.landscape.paths.states import StateEvaluator
+from tests.landscape.paths.between import barrier_between
 from tests.problems import cross_entropy, generator, normal
 
 POINTS = 7
@@ -24,7 +24,7 @@ def network(seed: int) -> nn.Module:
 def states() -> StateEvaluator:
     data = normal(60, 5, seed=10), torch.randint(3, (60,), generator=generator(11))
     objective = Objective(network(1), [data], cross_entropy)
-    return StateEvaluator.with_default_policy({"train": objective}, batch_stats="interpolate")
+    return StateEvaluator({"train": objective}, batch_stats="interpolate")
 
 
 @pytest.fixture

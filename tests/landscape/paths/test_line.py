@@ -155,7 +155,8 @@ def test_tied_parameters_are_found_under_any_of_their_names() -> None:
 
 
 def loss_profile(objective: Objective, path: Path, ts: Any = None, **statistics: Any) -> Profile:
-    return profiles_along(StateEvaluator({"": objective}, **statistics), path, ts)[""]
+    states = StateEvaluator({"": objective}, **{"batch_stats": "interpolate", **statistics})
+    return profiles_along(states, path, ts)[""]
 
 
 @pytest.mark.parametrize("policy", ["interpolate", "endpoint"])
@@ -221,7 +222,7 @@ def test_splits_share_the_path() -> None:
     objectives = {"train": Objective(module, [data(40)], classify), "val": Objective(module, [data(30)], classify)}
     start = endpoint_of(objectives["train"])
     path = linear_path(start, Endpoint(start.theta + 1, start.buffers))
-    profiles = profiles_along(StateEvaluator(objectives), path, [0.0, 0.2, 1.0])
+    profiles = profiles_along(StateEvaluator(objectives, batch_stats="interpolate"), path, [0.0, 0.2, 1.0])
     assert [(p.split, len(p.losses)) for p in profiles.values()] == [("train", 3), ("val", 3)]
     for split, objective in objectives.items():
         assert torch.equal(profiles[split].losses, loss_profile(objective, path, [0.0, 0.2, 1.0]).losses)
@@ -296,7 +297,7 @@ def test_paths_share_their_ends(policy: str, ends: int) -> None:
 
 def test_what_was_found_at_an_endpoint_goes_with_it() -> None:
     objective = Counting(network(0), [data()], classify)
-    states = StateEvaluator({"": objective})
+    states = StateEvaluator({"": objective}, batch_stats="interpolate")
     for _ in range(3):
         states.end(endpoint_of(objective, network(1).state_dict()))
     assert objective.passes == 3
@@ -304,9 +305,8 @@ def test_what_was_found_at_an_endpoint_goes_with_it() -> None:
 
 def test_further_metrics_are_curves_of_their_split() -> None:
     objective = Objective(network(0), [data()], classify)
-    states = StateEvaluator(
-        {"a": objective, "b": objective}, further={"b": lambda theta, _: {"size": float(theta.sum())}}
-    )
+    sizes = {"b": lambda theta, _: {"size": float(theta.sum())}}
+    states = StateEvaluator({"a": objective, "b": objective}, batch_stats="interpolate", further=sizes)
     end_a, end_b = (Endpoint(torch.full_like(objective.theta(), v), objective.buffers) for v in (0.0, 1.0))
     profiles = line_profiles(states, end_a, end_b, num_points=3)
     assert "size" not in profiles["a"].curves

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmc_lightning.landscape.paths.barrier import barrier_between
 from lmc_lightning.landscape.paths.line import Endpoint
 from lmc_lightning.landscape.paths.refinement import FULL_GRID, STARTS, next_points
+from tests.landscape.paths.between import barrier_between
 from tests.problems import double_well
 
 

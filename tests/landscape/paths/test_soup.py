@@ -80,10 +80,10 @@ def test_the_average_has_statistics_of_its_own_under_recomputation() -> None:
     data = normal(40, 5, seed=1), torch.randint(3, (40,), generator=generator(2))
     objective = Objective(module, [data], cross_entropy)
     stats = Objective(module, [data], cross_entropy, mode="train")
-    states = StateEvaluator.with_default_policy({"": objective}, stats_objective=stats)
+    states = StateEvaluator({"": objective}, stats_objective=stats)
     theta = objective.theta()
     buffers = [objective.buffers | {"1.running_mean": torch.full((4,), shift).double()} for shift in (5.0, -7.0)]
     ends = [Endpoint(theta, b) for b in buffers]
     assert soup_gains(states, ends)[""]["loss"].gain == 0  # equal θ and new statistics: the same network three times
-    kept = StateEvaluator.with_default_policy({"": objective}, batch_stats="interpolate")
+    kept = StateEvaluator({"": objective}, batch_stats="interpolate")
     assert soup_gains(kept, ends)[""]["loss"].gain != 0

@@ -19,7 +19,7 @@ from lmc_lightning.landscape.sharpness.ascent import (
 from lmc_lightning.landscape.sharpness.critical import critical_sharpness
 from lmc_lightning.landscape.sharpness.family import MEASURES, SharpnessResult, SharpnessSettings, sharpness
 from lmc_lightning.landscape.sharpness.flatness import average, average_adaptive, flatness_profile, random_max
-from lmc_lightning.landscape.sharpness.measured import centre_at, gradient_norm
+from lmc_lightning.landscape.sharpness.measured import gradient_norm
 from tests.landscape.surfaces import Counting, conv_net, linear
 from tests.problems import ConvNet, cross_entropy, generator, images, split
 from tests.scripts.processes import pair
@@ -97,9 +97,6 @@ def test_the_default_four_cost_one_gradient_and_nineteen_losses() -> None:
     result = sharpness(objective, objective.theta())
     assert list(result.measures) == ["worst_case", "adaptive", "average", "gradient_norm"]
     assert (result.num_gradients, result.num_losses) == (1, 19)
-    centre = centre_at(objective, objective.theta())
-    assert (result.loss, result.confidence) == (centre.loss, centre.confidence)
-    assert result.seconds > 0
 
 
 @pytest.mark.parametrize("radius", ["absolute", "relative", "filter"])
