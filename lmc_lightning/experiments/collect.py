@@ -9,6 +9,7 @@ import pandas as pd
 
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.experiments.tasks import Outcome, cell_folder, outcome_of
+from lmc_lightning.tables import read_table
 
 OWN = ("task", "kind", "cell", "second_cell", "child", "task_status", "seconds", "device")
 """Columns of a task, before those of its hyper-parameters."""
@@ -79,7 +80,7 @@ def _rows(outcome: Outcome, folder: Path) -> Iterator[dict[str, Any]]:
         yield {**common, "name": name, "value": value, "step": step, "epoch": epoch, "status": "ok"}
     if outcome.kind in ("cell", "family"):
         for record in _measured(cell_folder(folder, outcome.cells[0]), family=outcome.kind == "family"):
-            evidence = record.pop("evidence", {})
+            evidence = record.pop("evidence")
             extra = {"stderr_data": evidence.get("stderr_data"), "split": evidence.get("eval_split")}
             extra |= {"definition": evidence.get("definition"), "num_examples": evidence.get("num_examples")}
             yield {**common, **{k: v for k, v in record.items() if k in NUMBER}, **extra, "child": evidence.get("run")}
@@ -88,10 +89,7 @@ def _rows(outcome: Outcome, folder: Path) -> Iterator[dict[str, Any]]:
 def _measured(home: Path, *, family: bool) -> Iterator[dict[str, Any]]:
     """The records of a cell's callbacks: those of its visits, or those of its family."""
     for file in sorted((home / "lmc").glob("*.jsonl")):
-        for line in file.read_text(encoding="utf-8").split("\n"):
-            record: dict[str, Any] = json.loads(line) if line else {}
-            if record and ("later_epoch" in record.get("evidence", {})) == family:
-                yield record
+        yield from (r for r in read_table(file) if ("later_epoch" in r["evidence"]) == family)
 
 
 def _cell_value(value: Any) -> Any:

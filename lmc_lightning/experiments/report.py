@@ -1,6 +1,5 @@
 """A run or a study as one static page: figures, tables, definitions, environment, costs, and what failed."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ from lmc_lightning.experiments.tasks import Outcome, cell_folder, outcome_of
 from lmc_lightning.landscape.surface.slices import load_surface
 from lmc_lightning.plotting.interactive import interactive_relief, plotly_program
 from lmc_lightning.recording import NOT_MADE
+from lmc_lightning.tables import read_table
 
 EMBEDDED_BYTES = 20_000_000
 """Pictures beyond that stay beside the page."""
@@ -86,7 +86,7 @@ class _Pictures:
 
 def _records(folder: Path) -> list[dict[str, Any]]:
     files = sorted((folder / "lmc").glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text("utf-8").split("\n") if line]
+    return [record for file in files for record in read_table(file)]
 
 
 def _run(folder: Path, pictures: _Pictures) -> Iterator[Section]:
