@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-PALETTES, NOT_SEEN = (128, 256), 0.7
-"""Sizes of palettes, and the mean error [of 255 levels] that nobody sees: most figures have 0.02 to 0.6."""
+PALETTES, NOT_SEEN = (32, 64, 128, 256), 0.5
+"""Sizes of palettes, and the mean error [of 255 levels] that nobody sees: it is in the edges of letters and lines."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ class Embedding:
 
 
 def png(picture: np.ndarray) -> bytes:
-    """A picture ``(height, width, 3)`` uint8 as PNG, in few colours where these are enough: 3 times smaller.
+    """A picture ``(height, width, 3)`` uint8 as PNG, in few colours where these are enough: 4 times smaller.
 
     Photographs, which a palette would spoil, keep all their colours.
     """
     image = Image.fromarray(picture)
     for colors in PALETTES:
-        reduced = image.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        reduced = image.quantize(colors, method=Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
         if np.abs(np.asarray(reduced.convert("RGB"), dtype=np.int16) - picture).mean() < NOT_SEEN:
             image = reduced
             break

@@ -7,7 +7,10 @@ from matplotlib.axes import Axes
 from lmc_lightning.landscape.volume.llc import LearningCoefficient
 from lmc_lightning.plotting.style import BLANK, INK, new_axes, set_heading, style
 
-_WINDOW = 20
+_WINDOW, _EVERY = 20, 5
+"""Of the running mean [steps], and where its line has corners."""
+_PALE = 0.65
+"""Share of white in the colours of single draws."""
 
 
 def plot_chains(found: LearningCoefficient, ax: Axes | None = None, *, title: str = "") -> Axes:
@@ -25,9 +28,11 @@ def plot_chains(found: LearningCoefficient, ax: Axes | None = None, *, title: st
         ax = ax if ax is not None else new_axes()
         window = min(_WINDOW, traces.shape[1])
         for trace, color in zip(traces, colors, strict=True):
-            ax.plot(trace, color=color, linewidth=0.5, alpha=0.35, label="_draws")
-            smooth = np.convolve(trace, np.ones(window) / window, mode="valid")
-            ax.plot(np.arange(window - 1, len(trace)), smooth, color=color, linewidth=1.3, label="_mean")
+            pale = _PALE + (1 - _PALE) * color[:3]
+            # Under all means, and with plain edges: soft ones of as many lines double the size of the picture.
+            ax.plot(trace, color=pale, linewidth=0.5, antialiased=False, zorder=1.5, label="_draws")
+            smooth = np.convolve(trace, np.ones(window) / window, mode="valid")[::_EVERY]
+            ax.plot(window - 1 + _EVERY * np.arange(len(smooth)), smooth, color=color, linewidth=1.3, label="_mean")
         ax.axvspan(0, burn_in, color=BLANK, alpha=0.6, linewidth=0, label="burn-in")
         label = f"λ̂ = {found.value:.3g} ± {found.stderr:.1g}"
         ax.hlines(found.value, burn_in, traces.shape[1], color=INK, linestyle="--", linewidth=1.4, label=label)
