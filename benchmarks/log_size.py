@@ -2,8 +2,8 @@
 
 python -m benchmarks.log_size --data-dir DIRECTORY   # of MNIST; on sklearn's digits, enlarged to its size, without
 
-Batches, probe examples, products and samples are few, for the time: bytes hardly depend on them. The rest is as by
-default.
+Batches, probe examples, products and samples are few, for the time: bytes hardly depend on them. The chains of the
+local learning coefficient are random walks of the default length, unless --sample is given. The rest is as by default.
 """
 
 import argparse
@@ -11,19 +11,25 @@ import cProfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from torch import Tensor
 
 from lmc_lightning import (
     CurveTraining,
     EdgeOfStability,
     HessianSpectrum,
     InterpolationBarrier,
+    Langevin,
     LocalLearningCoefficient,
     LossSurface,
     MeasurementCallback,
@@ -35,6 +41,7 @@ from lmc_lightning import (
 )
 from lmc_lightning.data import build_datamodule
 from lmc_lightning.landscape.sharpness.family import MEASURES
+from lmc_lightning.landscape.volume import llc
 from lmc_lightning.models import ImageClassifier
 
 KINDS = ("events", "jsonl", "png", "npz", "other", "weights")
@@ -46,17 +53,23 @@ def every_callback() -> list[MeasurementCallback]:
     """All of the package, with the options under which the most is logged."""
     few = {"num_examples": 64}
     return [
-        HessianSpectrum(blocks="module", num_examples=128, num_probes=2, num_steps=16, max_products=24, tolerance=0.1),
-        EdgeOfStability(num_examples=128, max_products=8, tolerance=0.1),
-        Sharpness(MEASURES, num_samples=2, num_draws=2, num_examples=128),
-        LossSurface(**few),
+        HessianSpectrum(blocks="module", num_probes=2, num_steps=16, max_products=24, tolerance=0.1, **few),
+        EdgeOfStability(max_products=8, tolerance=0.1, **few),
+        Sharpness(MEASURES, num_samples=2, num_draws=2, **few),
+        LossSurface(num_examples=16),
         MinimaVolume(num_directions=20, rtol=0.1, **few),
         LocalLearningCoefficient(**few),
         InterpolationBarrier(reference="initial", **few),
         ModeConnectivity(CurveTraining(num_epochs=1), reference="initial", curve_examples=64, batch_size=64, **few),
-        RepresentationSimilarity(reference="initial", num_examples=128),
+        RepresentationSimilarity(reference="initial", **few),
         WeightTrajectory(**few),
     ]
+
+
+def random_walk(excess: Any, start: Tensor, n_beta: float, settings: Langevin, *_: Any) -> Tensor:
+    """What a chain looks like, in no time."""
+    steps = torch.randn(settings.num_burn_in + settings.num_draws, dtype=torch.float64).tolist()
+    return torch.tensor([*accumulate(steps, lambda last, step: 0.95 * last + 0.3 * step)], dtype=torch.float64) / n_beta
 
 
 def train(folder: Path, epochs: int, data_dir: str | None) -> tuple[Path, list[MeasurementCallback]]:
@@ -131,6 +144,7 @@ def main() -> None:
     parser.add_argument("--data-dir", help="folder of the MNIST files")
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--folder", type=Path, help="keep the run there")
+    parser.add_argument("--sample", action="store_true", help="sample the chains: half a minute a visit")
     parser.add_argument("--profile", type=Path, help="write a profile there")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -138,7 +152,8 @@ def main() -> None:
         began, profile = time.process_time(), cProfile.Profile()
         if args.profile:
             profile.enable()
-        home, callbacks = train(args.folder or Path(temporary), args.epochs, args.data_dir)
+        with nullcontext() if args.sample else patch.object(llc, "langevin_trace", random_walk):
+            home, callbacks = train(args.folder or Path(temporary), args.epochs, args.data_dir)
         if args.profile:
             profile.disable()
             profile.dump_stats(args.profile)

@@ -13,8 +13,8 @@ VISIT = "visit"
 
 
 def to_lines(entries: Iterable[Mapping[str, Any]]) -> str:
-    """Records as lines; the evidence that all those of a step share stands on the first of them, under ``visit``."""
-    together = groupby(entries, key=lambda e: (e["step"], e["evidence"].keys() == {"reason"}))  # failures have no more
+    """Records as lines; what those of a step and a probe set share stands on the first of them, under ``visit``."""
+    together = groupby(entries, key=lambda e: (e["step"], e["evidence"].get("probe_digest"), _is_bare(e)))
     lines = (line for _, group in together for line in _lines([*group]))
     return "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
 
@@ -25,6 +25,11 @@ def _lines(group: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
     for number, entry in enumerate(group):
         own = {k: v for k, v in entry["evidence"].items() if k not in shared}
         yield {**entry, "evidence": own, **({} if number else {VISIT: shared})}
+
+
+def _is_bare(entry: Mapping[str, Any]) -> bool:
+    """Whether there is no evidence but the reason of a failure."""
+    return bool(entry["evidence"].keys() == {"reason"})
 
 
 def _is_same(a: Any, b: Any) -> bool:

@@ -9,8 +9,6 @@ from lmc_lightning.plotting.style import BLANK, INK, new_axes, set_heading, styl
 
 _WINDOW, _EVERY = 20, 5
 """Of the running mean [steps], and where its line has corners."""
-_PALE = 0.65
-"""Share of white in the colours of single draws."""
 
 
 def plot_chains(found: LearningCoefficient, ax: Axes | None = None, *, title: str = "") -> Axes:
@@ -28,9 +26,7 @@ def plot_chains(found: LearningCoefficient, ax: Axes | None = None, *, title: st
         ax = ax if ax is not None else new_axes()
         window = min(_WINDOW, traces.shape[1])
         for trace, color in zip(traces, colors, strict=True):
-            pale = _PALE + (1 - _PALE) * color[:3]
-            # Under all means, and with plain edges: soft ones of as many lines double the size of the picture.
-            ax.plot(trace, color=pale, linewidth=0.5, antialiased=False, zorder=1.5, label="_draws")
+            ax.plot(trace, ",", color=color, antialiased=False, label="_draws")  # lines would double the picture's size
             smooth = np.convolve(trace, np.ones(window) / window, mode="valid")[::_EVERY]
             ax.plot(window - 1 + _EVERY * np.arange(len(smooth)), smooth, color=color, linewidth=1.3, label="_mean")
         ax.axvspan(0, burn_in, color=BLANK, alpha=0.6, linewidth=0, label="burn-in")
@@ -39,13 +35,14 @@ def plot_chains(found: LearningCoefficient, ax: Axes | None = None, *, title: st
         ax.set_xlim(0, traces.shape[1])
         known = traces[np.isfinite(traces)]
         if known.size:
-            ax.set_ylim(min(0.0, np.quantile(known, 0.001)), 1.1 * np.quantile(known, 0.999))
+            low, high = min(0.0, np.quantile(known, 0.001)), np.quantile(known, 0.999)
+            ax.set_ylim(low, high + 0.18 * (high - low))  # under the legend
         ax.set_xlabel("step of the chain")
         ax.set_ylabel("nβ (L(w) − L(w*))")
-        ax.legend(loc="lower right")
+        ax.legend(loc="upper right", ncols=2)
         flags = f" · {', '.join(found.flags)}" if found.flags else ""
         caption = (
-            f"{len(traces)} chains, thick: mean of {window} steps · R̂ {found.r_hat:.3f}, effective draws "
+            f"{len(traces)} chains, lines: mean of {window} steps · R̂ {found.r_hat:.3f}, effective draws "
             f"{found.effective_sample_size:.0f}{flags}\nnβ = {found.n_beta:.4g}, γ = {settings.gamma:g}, "
             f"ε = {settings.step_size:g}"
         )
