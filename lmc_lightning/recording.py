@@ -1,7 +1,6 @@
 """Records of what was measured, and the one place that writes them: memory, table file, loggers."""
 
 import copy
-import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from lmc_lightning.loggers import (
     shows_pictures,
 )
 from lmc_lightning.media import Picture, draw, save_arrays, save_picture
+from lmc_lightning.tables import read_table, to_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -218,8 +218,7 @@ class Recorder:
         if file is None or not file.is_file():
             return []
         try:
-            lines = file.read_text(encoding="utf-8").split("\n")  # reasons may hold other separators of lines
-            found = _records(json.loads(line) for line in lines if line)
+            found = _records(read_table(file))
         except (OSError, ValueError, TypeError) as error:
             self._note(f"Cannot read {file}: {error}")
             return []
@@ -243,9 +242,7 @@ class Recorder:
     def save(self) -> None:
         """Write all records to ``<directory>/<file_name>``; a full disk is remembered, never raised."""
         if self.path is not None:
-            compact: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":")}
-            lines = "".join(json.dumps(asdict(r), **compact) + "\n" for r in self.records)
-            self._write(self.path, lines.encode())
+            self._write(self.path, to_lines(self.state()).encode())
 
     def _keep(self, save: Callable[[Path, Any, str, int], None], what: Any, key: str, step: int) -> None:
         if self.directory is not None:

@@ -18,7 +18,8 @@ ALLOWED = {
     "schedule": set(),
     "loggers": {"core"},
     "media": {"core", "plotting", "loggers"},
-    "recording": {"core", "loggers", "media"},
+    "tables": set(),
+    "recording": {"core", "loggers", "media", "tables"},
     "summary": {"recording"},
     "plotting": {"landscape", "linalg"},
     "callbacks": {
@@ -43,6 +44,7 @@ ALLOWED = {
         "landscape",
         "branching",
         "recording",
+        "tables",
         "loggers",
         "plotting",
         "summary",

@@ -38,6 +38,7 @@ from lmc_lightning.core.structure import digest
 from lmc_lightning.landscape.paths.line import endpoint_of, linear_path
 from lmc_lightning.landscape.paths.profiles import profiles_along
 from lmc_lightning.landscape.paths.states import StateEvaluator
+from lmc_lightning.tables import read_table
 from tests.scripts import ddp_script, deaths, distributed
 from tests.scripts.processes import PATIENCE, free_port, pair
 
@@ -269,10 +270,9 @@ def test_processes_that_lightning_spawns(start_method: Any, tmp_path: Path) -> N
         trainer = distributed.make_trainer(ours, strategy=strategy, root=tmp_path, max_epochs=1)
         trainer.fit(distributed.seeded())
     assert not ours[0].results
-    tables = {p.name: p.read_text().splitlines() for p in tmp_path.rglob("*.jsonl")}
+    tables = {p.name: read_table(p) for p in tmp_path.rglob("*.jsonl")}
     assert tables.keys() == {"hessian.jsonl", "sharpness.jsonl"}
-    for lines in tables.values():
-        rows = [json.loads(line) for line in lines]
+    for rows in tables.values():
         assert {row["step"] for row in rows} == {0, 10}
         assert {(row["status"], row["evidence"]["num_examples"]) for row in rows} == {("ok", 100)}
         assert len({(row["step"], row["name"]) for row in rows}) == len(rows)

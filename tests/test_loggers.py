@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import pytorch_lightning
@@ -137,12 +138,30 @@ def test_symlog_is_odd_linear_near_zero_and_logarithmic_beyond() -> None:
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
+RED = (214, 40, 40)
+
+
 def test_few_colours_are_kept_exactly_in_a_palette_and_photographs_in_full() -> None:
     few, photograph = PICTURE, np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for picture, mode in ((few, "P"), (photograph, "RGB")):
         with Image.open(io.BytesIO(png(picture))) as image:
             assert image.mode == mode
             np.testing.assert_array_equal(np.asarray(image.convert("RGB")), picture)
+
+
+def test_a_palette_keeps_neighbouring_areas_apart_and_a_small_mark_in_its_colour() -> None:
+    areas = mpl.colormaps["viridis"](np.linspace(0, 1, 20), bytes=True)[:, :3]
+    picture = np.repeat(np.repeat(areas[None], 200, axis=0), 15, axis=1)
+    picture[100:104, 150:154] = RED
+    shades = np.linspace(0, 1, 200)[:, None, None]
+    picture[:, :20] = np.round(shades * picture[:, :20] + (1 - shades) * 255)  # mixed, as edges are, in many colours
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 256
+    with Image.open(io.BytesIO(png(picture))) as image:
+        found, mode = np.asarray(image.convert("RGB")).astype(int), image.mode
+    assert mode == "P"
+    assert np.abs(found[102, 152] - RED).max() <= 8
+    assert len({tuple(found[0, 15 * i + 8]) for i in range(2, 20)}) == 18
+    assert np.abs(found - picture).max() <= 64
 
 
 # -- the documentation -------------------------------------------------------------------------------------------------

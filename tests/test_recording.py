@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -24,6 +25,7 @@ from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.core.files import slug
 from lmc_lightning.plotting.style import figure_of, new_axes
 from lmc_lightning.recording import Measurement, Quantity, Recorder, plain
+from lmc_lightning.tables import read_table
 from tests.callbacks.runs import Classifier, Rows, TensorBoardLogger, batches, fit
 
 
@@ -40,7 +42,7 @@ def recorder(tmp_path: Path) -> Recorder:
 
 def lines(recorder: Recorder) -> list[dict[str, Any]]:
     assert recorder.path is not None
-    return [json.loads(line) for line in recorder.path.read_text(encoding="utf-8").split("\n") if line]
+    return read_table(recorder.path)
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
@@ -152,6 +154,33 @@ def test_the_file_holds_a_line_for_each_record(recorder: Recorder) -> None:
     assert [(entry["step"], entry["value"]) for entry in lines(recorder)] == [(3, None), (0, 2.0)]
     assert [p.name for p in recorder.path.parent.iterdir()] == ["test.jsonl"]
     assert stat.S_IMODE(recorder.path.stat().st_mode) & stat.S_IRUSR
+
+
+SHARED = {"mode": "eval", "probe": {"digest": "abc", "size": 8}, "flag": True}
+
+
+def test_what_a_visit_shares_is_in_the_file_once_and_every_record_is_read_with_all_of_it(recorder: Recorder) -> None:
+    own: list[dict[str, Any]] = [{"residual": 0.1}, {"mode": "train", "flag": 1}, {"residual": None}]
+    quantities = tuple(Quantity(f"test/{i}", None if i == 2 else 1.0, evidence=own[i]) for i in range(3))
+    for step in (0, 3):
+        recorder.add(Measurement(quantities, {**SHARED, "seconds": float(step)}), step=step, epoch=step)
+    recorder.add_failure("no luck", step=3, epoch=3)
+    recorder.add(Measurement((Quantity("test/0", 1.0),), {"mode": "eval"}), step=6, epoch=6)
+    text = recorder.path.read_text()
+    assert (text.count("abc"), text.count("seconds")) == (2, 2)
+    assert len(text.splitlines()) == len(recorder.records) == 8
+    assert lines(recorder) == [asdict(r) for r in recorder.records]
+    assert recorder.records[1].evidence == {**SHARED, "seconds": 0.0, **own[1]}
+    assert recorder.read(9) == [r for r in recorder.records if r.status != "failed"]
+    table = pd.read_json(recorder.path, lines=True)
+    assert table["name"].tolist() == [r.name for r in recorder.records]
+    assert [shared["seconds"] for shared in table["visit"].dropna() if shared] == [0.0, 3.0]
+
+
+def test_files_that_repeat_the_evidence_on_every_line_are_read(recorder: Recorder) -> None:
+    recorder.add(Measurement(of(a=1.0, b=2.0).quantities, SHARED), step=0, epoch=0)
+    recorder.path.write_text("".join(json.dumps(asdict(r)) + "\n" for r in recorder.records))
+    assert recorder.read(0) == recorder.records
 
 
 def test_records_of_the_file_are_read_back_up_to_a_step(recorder: Recorder) -> None:
@@ -322,8 +351,8 @@ def test_every_logger_has_the_values_of_the_records_at_their_steps(tmp_path: Pat
         for end, sign in (("low", -2), ("high", 2))
     }
     assert in_tensorboard == {key: pytest.approx(value, rel=1e-5) for key, value in (records | bands).items()}
-    lines_of_file = (Path(loggers[0].log_dir) / "lmc" / "sharpness.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines_of_file] == [asdict(r) for r in ours.results]
+    in_file = read_table(Path(loggers[0].log_dir) / "lmc" / "sharpness.jsonl")
+    assert in_file == [asdict(r) for r in ours.results]
     assert ours.to_pandas(wide=True)["sharpness/worst_case"].tolist() == [
         records["sharpness/worst_case", step] for step in (0, 3, 6)
     ]

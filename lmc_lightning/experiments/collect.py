@@ -9,6 +9,7 @@ import pandas as pd
 
 from lmc_lightning.core.files import write_atomic
 from lmc_lightning.experiments.work.tasks import Outcome, cell_folder, outcome_of
+from lmc_lightning.tables import read_table
 
 OWN = ("task", "kind", "cell", "second_cell", "child", "task_status", "seconds", "device")
 """Columns of a task, before those of its hyper-parameters."""
@@ -89,8 +90,7 @@ def _rows(outcome: Outcome, folder: Path) -> Iterator[dict[str, Any]]:
 
 def records(home: Path) -> list[dict[str, Any]]:
     """What the callbacks of a run have recorded, from its folder."""
-    files = sorted((home / "lmc").glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text("utf-8").split("\n") if line]
+    return [record for file in sorted((home / "lmc").glob("*.jsonl")) for record in read_table(file)]
 
 
 def _cell_value(value: Any) -> Any:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lmc_lightning.loggers.items import Band, Chart, Embedding, Layout, Mesh, Scalars, png
+from lmc_lightning.loggers.images import png
+from lmc_lightning.loggers.items import Band, Chart, Embedding, Layout, Mesh, Scalars
 
 __all__ = [
     "Band",

@@ -1,15 +1,10 @@
 """What there is to show, as values that no logger has a hand in."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image
-
-PALETTES, NOT_SEEN = (128, 256), 0.7
-"""Sizes of palettes, and the mean error [of 255 levels] that nobody sees: most figures have 0.02 to 0.6."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +64,3 @@ class Embedding:
     """Names of the columns; ``__next__`` holds the index of the following row and draws lines."""
     rows: Sequence[Sequence[Any]]
     """``N`` rows of metadata."""
-
-
-def png(picture: np.ndarray) -> bytes:
-    """A picture ``(height, width, 3)`` uint8 as PNG, in few colours where these are enough: 3 times smaller.
-
-    Photographs, which a palette would spoil, keep all their colours.
-    """
-    image = Image.fromarray(picture)
-    for colors in PALETTES:
-        reduced = image.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        if np.abs(np.asarray(reduced.convert("RGB"), dtype=np.int16) - picture).mean() < NOT_SEEN:
-            image = reduced
-            break
-    buffer = io.BytesIO()
-    image.save(buffer, format="png", optimize=True)
-    return buffer.getvalue()

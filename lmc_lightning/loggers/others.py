@@ -8,7 +8,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lmc_lightning.core.files import name_at, write_atomic
-from lmc_lightning.loggers.items import Embedding, Mesh, png
+from lmc_lightning.loggers.images import png
+from lmc_lightning.loggers.items import Embedding, Mesh
 
 
 class Folder:

@@ -10,7 +10,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import hparams
 
-from lmc_lightning.loggers.items import Band, Chart, Embedding, Layout, Mesh, Scalars, png
+from lmc_lightning.loggers.images import png
+from lmc_lightning.loggers.items import Band, Chart, Embedding, Layout, Mesh, Scalars
 
 BINS = 100
 """More than the viewer draws; the default of torch takes six times the space."""

@@ -54,7 +54,7 @@ def _arrays_of(artist: Artist) -> Iterator[tuple[str, np.ndarray]]:
 
 def _plain(values: Any) -> np.ndarray:
     array = np.ma.filled(np.ma.asarray(values), np.nan) if np.ma.isMaskedArray(values) else np.asarray(values)
-    return array.astype(np.float32)
+    return array.astype(np.float32, order="F")  # x after x and y after y: they are compressed to less
 
 
 def _free(name: str, taken: dict[str, np.ndarray]) -> str:

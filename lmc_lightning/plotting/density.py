@@ -10,6 +10,8 @@ from lmc_lightning.plotting.style import new_axes, set_heading, style
 
 _CURVE = "#1f5fa8"
 _MARKS = "#c8321e"
+_LEGEND_ROW, _HALF_WIDTH, _WIDTH = 0.075, 28, 64
+"""Share of the height of the axes, and letters in half of a row and in all of it."""
 
 
 def plot_density(
@@ -75,16 +77,18 @@ def plot_densities(
     lines = {name: (np.asarray(x, dtype=float), np.asarray(y, dtype=float)) for name, (x, y) in curves.items()}
     widest = max((float(np.abs(x).max()) for x, _ in lines.values()), default=0.0)
     highest = max((float(y.max()) for _, y in lines.values()), default=0.0)
+    columns = 2 if max(map(len, lines), default=0) <= _HALF_WIDTH else 1
     with style():
         ax = ax if ax is not None else new_axes()
         ax.set_yscale("log")
-        ax.set_xscale("symlog", linthresh=max(1e-3 * widest, 1e-12))
+        ax.set_xscale("symlog", linthresh=10.0 ** np.ceil(np.log10(max(1e-3 * widest, 1e-12))))  # where a tick is
         for name, (x, y) in lines.items():
-            ax.plot(x, np.where(y > 0, y, np.nan), label=name)
+            ax.plot(x, np.where(y > 0, y, np.nan), label=name if len(name) <= _WIDTH else f"…{name[1 - _WIDTH :]}")
         if highest > 0:
-            ax.set_ylim(floor * highest, 3 * highest)
+            room = _LEGEND_ROW * -(-len(lines) // columns)  # above the curves, which fill all of the axes below
+            ax.set_ylim(floor * highest, highest * (1 / floor) ** (0.03 + room / (1 - room)))
         ax.set_xlabel("eigenvalue λ")
         ax.set_ylabel("density")
-        ax.legend(loc="upper right")
+        ax.legend(loc="upper left", ncols=columns)
         set_heading(ax, title, caption)
     return ax

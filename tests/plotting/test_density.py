@@ -52,7 +52,19 @@ def test_densities_of_several_matrices_share_one_axis() -> None:
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), DENSITY)
     assert np.isnan(ax.lines[1].get_ydata()[:30]).all()
     assert (ax.get_xscale(), ax.get_yscale()) == ("symlog", "log")
-    assert ax.get_ylim() == pytest.approx((1e-4, 300))
+    assert ax.get_ylim()[0] == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["network.classifier.fc{}", "encoder.layers.{}.self_attention.in_proj_weight", 99 * "a" + "{}"]
+)
+def test_the_names_of_densities_stand_in_the_axes_and_above_all_curves(name: str) -> None:
+    ax = plot_densities({name.format(i): (GRID, 10.0**i * DENSITY) for i in range(5)})
+    ax.figure.canvas.draw()
+    box, axes = ax.get_legend().get_window_extent(), ax.get_window_extent()
+    highest = max(np.nanmax(line.get_ydata()) for line in ax.lines)
+    assert ax.transData.transform((0, highest))[1] < box.y0 < box.y1 < axes.y1
+    assert axes.x0 < box.x0 < box.x1 < axes.x1
 
 
 def test_densities_of_matrices_of_zeros_are_drawn_empty() -> None:
