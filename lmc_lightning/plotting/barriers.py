@@ -131,7 +131,7 @@ def plot_paths(
     """One metric along several paths between the same two networks, with their common chord (dotted).
 
     Args:
-        paths: by label, the straight line first; all of one metric on one split.
+        paths: by label, the straight line first; all of one metric on one split, where they name one.
         ax: where to draw; by default in a new figure.
         title: of the figure.
         ends: names of the networks at t = 0 and t = 1.
@@ -162,7 +162,7 @@ def _t_label(ends: tuple[str, str]) -> str:
 
 def _one_kind(barriers: Sequence[Barrier]) -> Barrier:
     kinds = {(b.metric, b.split) for b in barriers}
-    if len(kinds) != 1:
+    if len({metric for metric, _ in kinds}) != 1 or len({split for _, split in kinds if split}) > 1:
         raise ValueError(f"Expected barriers of one metric on one split, got {sorted(kinds) or 'none'}.")
     return barriers[0]
 

@@ -50,6 +50,7 @@ def test_paths_are_the_values_with_their_barriers_and_one_chord() -> None:
 def test_paths_of_different_splits_are_not_drawn_together() -> None:
     with pytest.raises(ValueError, match="one metric on one split"):
         plot_paths({"a": path(1.0), "b": path(1.0, "val")})
+    assert len(texts(plot_paths({"a": path(1.0), "b": path(1.0, "")}))) == 2  # a split without a name may be the same
     with pytest.raises(ValueError, match="got none"):
         plot_paths({})
     with pytest.raises(ValueError, match="one to six paths, got 7"):
