@@ -1,20 +1,19 @@
 """The local learning coefficient while a network trains."""
 
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING
 
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.visits.common import Common, Unpack
 from lmc_lightning.callbacks.visits.visit import Visit
-from lmc_lightning.landscape.volume.llc import Langevin, LearningCoefficient, local_learning_coefficient
+from lmc_lightning.landscape.volume.llc import Langevin, local_learning_coefficient
 from lmc_lightning.loggers import Band, Chart
 from lmc_lightning.plotting.llc import plot_chains
-from lmc_lightning.plotting.style import figure_of
+from lmc_lightning.plotting.style import deferred
 from lmc_lightning.recording import Measurement, Quantity
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 class LocalLearningCoefficient(MeasurementCallback):
@@ -53,6 +52,7 @@ class LocalLearningCoefficient(MeasurementCallback):
             "drift": found.drift,
             "flags": list(found.flags),
         }
+        title = f"Local learning coefficient, epoch {visit.epoch}"
         return Measurement(
             (
                 Quantity(
@@ -65,7 +65,7 @@ class LocalLearningCoefficient(MeasurementCallback):
                 Quantity(self.key("r_hat"), found.r_hat, log="value"),
             ),
             evidence={"num_matvecs": 0, "num_gradients": found.num_gradients},
-            figures={self.key("chains"): partial(_draw, found, visit.epoch)},
+            figures={self.key("chains"): deferred(plot_chains, found, title=title)},
         )
 
     def charts(self) -> list[Chart | Band]:
@@ -74,7 +74,3 @@ class LocalLearningCoefficient(MeasurementCallback):
             Band("local learning coefficient", self.key("llc")),
             Chart("agreement of the chains, near 1", (self.tag("r_hat"),)),
         ]
-
-
-def _draw(found: LearningCoefficient, epoch: int) -> "Figure":
-    return figure_of(plot_chains(found, title=f"Local learning coefficient, epoch {epoch}"))

@@ -1,7 +1,6 @@
 """The volume of low loss around a network while it trains."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -11,12 +10,12 @@ from lmc_lightning.callbacks.visits.visit import Visit
 from lmc_lightning.landscape.volume.estimate import minimum_volumes
 from lmc_lightning.landscape.volume.result import Coordinates, Threshold, Volume, VolumeMetric, VolumeSettings
 from lmc_lightning.loggers import Band, Chart
-from lmc_lightning.plotting.style import figure_of
+from lmc_lightning.plotting.style import deferred
 from lmc_lightning.plotting.volume import plot_radii
 from lmc_lightning.recording import Measurement, Quantity
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 class MinimaVolume(MeasurementCallback):
@@ -90,7 +89,7 @@ class MinimaVolume(MeasurementCallback):
         settings = self.settings.with_directions(visit.scaled(self.settings.num_directions))
         volumes = minimum_volumes(visit.objective, visit.theta, settings, progress=visit.progress)
         inside = {tau: volume for tau, volume in volumes.items() if not volume.cutoff}
-        name = self.key("radii")
+        name, title = self.key("radii"), f"Radii of low loss after epoch {visit.epoch}"
         return Measurement(
             tuple(q for volume in volumes.values() for q in self._quantities(volume)),
             evidence={
@@ -98,7 +97,7 @@ class MinimaVolume(MeasurementCallback):
                 "num_gradients": 0,
                 "num_losses": max(volume.num_losses for volume in volumes.values()),
             },
-            figures={name: partial(_draw, inside, visit.epoch)} if inside else {},
+            figures={name: deferred(plot_radii, inside, title=title)} if inside else {},
             arrays={name: {f"tau_{tau:g}": volume.radii.numpy() for tau, volume in inside.items()}} if inside else {},
         )
 
@@ -142,7 +141,3 @@ class MinimaVolume(MeasurementCallback):
 
     def _key(self, quantity: str, volume: Volume) -> str:
         return self.key(f"{quantity}/tau_{volume.tau:g}")
-
-
-def _draw(volumes: dict[float, Volume], epoch: int) -> "Figure":
-    return figure_of(plot_radii(volumes, title=f"Radii of low loss after epoch {epoch}"))

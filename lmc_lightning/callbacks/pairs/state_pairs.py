@@ -1,8 +1,8 @@
 """Two states of a network compared: those of a family, or the run with a reference."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from lmc_lightning.callbacks.pairs.pair import PAIR_KINDS, Pair, PairKind, Work,
 from lmc_lightning.callbacks.pairs.reference import Reference, check_reference, state_of_module
 from lmc_lightning.callbacks.visits.common import Common, Unpack
 from lmc_lightning.callbacks.visits.memory import Meter
+from lmc_lightning.callbacks.visits.tolerance import tolerated
 from lmc_lightning.callbacks.visits.visit import NO_DERIVATIVES, Visit, probe_evidence
 from lmc_lightning.core.glassbox import glass_box
 from lmc_lightning.core.objective import Objective
@@ -134,7 +135,7 @@ class StatePairs(MeasurementCallback):
         """Compare the pairs of a family at the scheduled later epochs that they share; a further call adds more."""
         started = self.clock()
         self._recorder.drop_failures()
-        with self._recorded(self.kind, family.end.step, family.end.epoch), collective_of(trainer).agreed():
+        with self._tolerated(self.kind, family.end.step, family.end.epoch), collective_of(trainer).agreed():
             with glass_box():
                 loss_on = partial(self.objective, pl_module, trainer=trainer)
                 objectives = {split: loss_on(p.batches) for split, p in self._sets(trainer).items()}
@@ -156,7 +157,7 @@ class StatePairs(MeasurementCallback):
         child = pair.second
         if pair.kind == "trunk" and child.status != "completed":
             reason = f"{child.name} is {child.status}: {child.reason}"
-            self._lose(f"{self.kind}/{pair.label}", reason, child.branch_step or 0, child.k1 or 0)
+            self._lose(f"{self.kind}/{pair.label}", child.branch_step or 0, child.k1 or 0, reason)
         return child.status == "completed"
 
     def _is_wanted(self, pair: Pair, epoch: int) -> bool:
@@ -167,7 +168,7 @@ class StatePairs(MeasurementCallback):
 
     def _do(self, work: Work, trainer: Any) -> None:
         loggers = trainer.loggers if trainer.is_global_zero else ()
-        with self._recorded(f"{self.kind}/{work.label}", work.step, work.epoch), collective_of(trainer).agreed():
+        with self._tolerated(f"{self.kind}/{work.label}", work.step, work.epoch), collective_of(trainer).agreed():
             with glass_box(), Meter(trainer.strategy.root_device, self.clock) as meter:
                 pairing = work.measure()
             names = (work.lineage["parent"], work.lineage["run"])
@@ -198,16 +199,10 @@ class StatePairs(MeasurementCallback):
             raise RuntimeError("There is no training probe set: the run ended before a batch was seen.")
         return sets
 
-    @contextmanager
-    def _recorded(self, name: str, step: int, epoch: int) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            self._lose(name, f"{type(error).__name__}: {error}", step, epoch)
+    def _tolerated(self, name: str, step: int, epoch: int) -> AbstractContextManager[None]:
+        return tolerated(partial(self._lose, name, step, epoch), self.on_error)
 
-    def _lose(self, name: str, reason: str, step: int, epoch: int) -> None:
+    def _lose(self, name: str, step: int, epoch: int, reason: str) -> None:
         self._recorder.add_failure(reason, step=step, epoch=epoch, name=name)
         self._recorder.warn_once(reason, f"{name} at step {step} failed: {reason}")
 

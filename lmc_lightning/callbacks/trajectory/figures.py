@@ -15,7 +15,7 @@ from lmc_lightning.landscape.trajectory.components import (
     tsne,
 )
 from lmc_lightning.loggers import Embedding
-from lmc_lightning.plotting.style import figure_of
+from lmc_lightning.plotting.style import deferred, figure_of
 from lmc_lightning.plotting.trajectory import plot_trajectories, plot_tsne, plot_variance_shares
 from lmc_lightning.recording import Measurement
 
@@ -47,8 +47,8 @@ def trajectory_pictures(
     """
     runs = plane.trajectories
     figures: dict[str, Callable[[], Figure]] = {
-        f"trajectory_plane{suffix}": lambda: figure_of(plot_trajectories(plane, losses=losses, caption=caption)),
-        f"trajectory_variance{suffix}": lambda: figure_of(plot_variance_shares(plane, caption=caption)),
+        f"trajectory_plane{suffix}": deferred(plot_trajectories, plane, losses=losses, caption=caption),
+        f"trajectory_variance{suffix}": deferred(plot_variance_shares, plane, caption=caption),
     }
     if with_tsne:
         figures[f"trajectory_tsne{suffix}"] = partial(_neighbours, runs, caption)
