@@ -330,3 +330,23 @@ def test_several_splits_and_metrics_have_one_path_and_the_same_bits(align: Any) 
             alone = interpolation_barrier(a, b, data[split], metric=metric, **options)
             assert torch.equal(barrier.values, alone.values)
             assert (barrier.split, barrier.barrier) == (split, alone.barrier)
+
+
+# -- losses of which nobody sees single examples -----------------------------------------------------------------------
+
+
+def by_hand(module: nn.Module, batch: Any) -> torch.Tensor:
+    """Cross-entropy out of sight of the loss tap."""
+    x, y = batch
+    outputs = module(x)
+    return (outputs.logsumexp(1) - outputs.gather(1, y[:, None])[:, 0]).mean()
+
+
+def test_errors_of_a_barrier_are_over_chunks_of_32_where_single_examples_are_not_seen() -> None:
+    torch.manual_seed(3)
+    ends, data = (conv_net(), conv_net()), [examples(256).tensors]
+    seen, unseen = (interpolation_barrier(*ends, data, loss_fn=loss, num_points=5) for loss in (cross_entropy, by_hand))
+    assert (seen.unit, seen.num_samples) == ("example", 256)
+    assert (unseen.unit, unseen.num_samples) == ("chunk", 8)
+    torch.testing.assert_close(unseen.values, seen.values, rtol=1e-5, atol=0)
+    assert unseen.stderr_data["barrier"] == pytest.approx(seen.stderr_data["barrier"], rel=0.9)

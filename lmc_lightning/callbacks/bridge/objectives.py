@@ -14,6 +14,9 @@ from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.shadow import Mode
 from lmc_lightning.types import BatchWeight, LossFn
 
+SAMPLE_SIZE = 32
+"""Most examples of a chunk that stands for one sample of the data."""
+
 
 def _refuse_gather(*args: object, **kwargs: object) -> None:
     raise RuntimeError(
@@ -97,3 +100,16 @@ def objective_of(
         precision=_precision_of(trainer) if match_precision else None,
         collective=collective_of(trainer),
     )
+
+
+def in_samples(objective: Objective, loss_on: Callable[..., Objective], batches: Sequence[StepBatch]) -> Objective:
+    """The same loss in chunks of few examples, the samples behind errors over data, where it tells no examples apart.
+
+    Args:
+        objective: of the batches.
+        loss_on: ``(batches, **options) -> Objective``, which made it.
+        batches: the probe set.
+    """
+    if objective.baseline.example_losses is not None or not objective.additive:
+        return objective
+    return loss_on(batches, chunk_size=SAMPLE_SIZE)

@@ -1,17 +1,19 @@
 """Curves, volumes and learning coefficients of modules without a trainer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from lmc_lightning.callbacks.bridge.guards import check_alike, check_loss
-from lmc_lightning.callbacks.bridge.objectives import objective_of
+from lmc_lightning.callbacks.bridge.objectives import in_samples, objective_of
 from lmc_lightning.callbacks.bridge.probe_set import between
 from lmc_lightning.callbacks.bridge.probes import draw, read, to_device
 from lmc_lightning.callbacks.pairs.reference import tensors_of
 from lmc_lightning.core.chunks import equal_batches
+from lmc_lightning.core.objective import Objective
 from lmc_lightning.core.random_vectors import derive_seed
 from lmc_lightning.landscape.paths.barrier import NumPoints
 from lmc_lightning.landscape.paths.connections import Connection, connection
@@ -77,8 +79,9 @@ def connect(
         measured = {"train": list(between(drawn, 0, num_examples))}
     else:
         measured = {s: read(loader, module_a, num_examples, seed) for s, loader in dataloaders.items()}
+    loss_on: Callable[..., Objective] = partial(objective_of, module_a, **common)
     states = StateEvaluator(
-        {split: objective_of(module_a, batches, **common) for split, batches in measured.items()},
+        {split: in_samples(loss_on(batches), loss_on, batches) for split, batches in measured.items()},
         batch_stats=batch_stats,
         stats_objective=objective,
     )

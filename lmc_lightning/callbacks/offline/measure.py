@@ -1,7 +1,8 @@
 """The same numbers without a trainer: from a module or a checkpoint, and for a pair of modules."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from torch import nn
 
 from lmc_lightning.callbacks.base import MeasurementCallback
 from lmc_lightning.callbacks.bridge.guards import check_alike, check_choice, check_loss
-from lmc_lightning.callbacks.bridge.objectives import objective_of
+from lmc_lightning.callbacks.bridge.objectives import in_samples, objective_of
 from lmc_lightning.callbacks.bridge.probe_set import ProbeSet, Split, between
 from lmc_lightning.callbacks.bridge.probes import draw, read, to_device
 from lmc_lightning.callbacks.bridge.step import StepBatch
 from lmc_lightning.callbacks.pairs.reference import tensors_of
+from lmc_lightning.core.objective import Objective
 from lmc_lightning.landscape.alignment.aligned import Alignment
 from lmc_lightning.landscape.alignment.matching import METHODS, Method
 from lmc_lightning.landscape.paths.barrier import Barrier, NumPoints, barriers_on, line_profiles
@@ -159,16 +161,17 @@ def interpolation_barriers(
     check_alike(module_a, module_b, parameters)
     common: dict[str, Any] = {"loss_fn": loss_fn, "parameters": parameters, "batch_weight": batch_weight, "seed": seed}
     drawn = {split: read(loader, module_a, num_examples, seed) for split, loader in dataloaders.items()}
-    objectives = {split: objective_of(module_a, batches, **common) for split, batches in drawn.items()}
+    loss_on: Callable[..., Objective] = partial(objective_of, module_a, **common)
+    objectives = {split: in_samples(loss_on(batches), loss_on, batches) for split, batches in drawn.items()}
     batches = next(iter(drawn.values()))
     if train_dataloader is not None:
         batches = read(train_dataloader, module_a, num_examples, seed)
-    stats_objective = objective_of(module_a, batches, mode="train", keep_batches=True, **common)
+    stats_objective = loss_on(batches, mode="train", keep_batches=True)
     first = next(iter(objectives.values()))
     end_a, end_b = endpoint_of(first), endpoint_of(first, tensors_of(module_b))
     if align is not None:
         check_choice("align", align, METHODS)
-        end_b, _ = Alignment(align, objective_of(module_a, batches, **common), seed=seed).aligned(end_a, end_b)
+        end_b, _ = Alignment(align, loss_on(batches), seed=seed).aligned(end_a, end_b)
     states = StateEvaluator(objectives, batch_stats=batch_stats, stats_objective=stats_objective)
     return barriers_on(line_profiles(states, end_a, end_b, num_points=num_points), metrics)
 

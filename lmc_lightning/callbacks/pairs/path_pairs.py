@@ -10,6 +10,7 @@ from torch import Tensor
 from lmc_lightning.branching.family.lineage import Family
 from lmc_lightning.callbacks.bridge.guards import check_choice, check_listed
 from lmc_lightning.callbacks.bridge.logged import LogRecorder
+from lmc_lightning.callbacks.bridge.objectives import in_samples
 from lmc_lightning.callbacks.bridge.probe_set import Split
 from lmc_lightning.callbacks.bridge.probes import STATISTICS_EXAMPLES
 from lmc_lightning.callbacks.pairs.comparison import (
@@ -138,8 +139,9 @@ class PathPairs(StatePairs):
         if self.metrics:
             if "val" not in sets:
                 raise RuntimeError(f"No validation batch was seen, from which {', '.join(self.metrics)} could be had.")
-            objectives = {split: visit.loss_on(p.batches, recorder=recorder) for split, p in sets.items()}
-            further["val"] = metrics_of(self.metrics, objectives["val"], sets["val"].batches, recorder)
+            logging = visit.loss_on(sets["val"].batches, recorder=recorder)
+            further["val"] = metrics_of(self.metrics, logging, sets["val"].batches, recorder)
+        objectives = {split: in_samples(of, visit.loss_on, sets[split].batches) for split, of in objectives.items()}
         states = StateEvaluator(
             {str(split): objective for split, objective in objectives.items()},
             batch_stats=self.batch_stats,
