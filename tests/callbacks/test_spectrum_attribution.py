@@ -25,9 +25,9 @@ def by_name(callback: HessianSpectrum, step: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run() -> tuple[HessianSpectrum, TensorBoardLogger]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[HessianSpectrum, TensorBoardLogger]:
     callback, logger = HessianSpectrum(epochs=[1], **ASKED), TensorBoardLogger()
-    fit(PiecewiseLinear(), callback, logger=logger)
+    fit(PiecewiseLinear(), callback, logger=logger, default_root_dir=tmp_path_factory.mktemp("run"))
     return callback, logger
 
 
