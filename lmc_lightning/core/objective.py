@@ -206,7 +206,7 @@ class Objective:
         leaves = self.leaves(theta)
         for index, weight in enumerate(weights.tolist()):
             if weight:
-                total.add_(torch.cat(self.gradients(index, leaves, create_graph=False)), alpha=weight)
+                total.add_(torch.cat(self.tensor_gradients(index, leaves, create_graph=False)), alpha=weight)
         self._latest = None
         return total
 
@@ -216,7 +216,7 @@ class Objective:
         if self.second_order == "finite_differences":
             return FiniteDifferenceProduct(theta, self.chunk_gradient, weights, context=self.box, **common)
         budget = self.memory_budget if memory_budget is None else memory_budget
-        return HessianProduct(theta, self.gradients, weights, budget, context=self._light_box, **common)
+        return HessianProduct(theta, self.tensor_gradients, weights, budget, context=self._light_box, **common)
 
     def ggn(
         self,
@@ -273,13 +273,15 @@ class Objective:
 
     def chunk_gradient(self, index: int, theta: Tensor) -> Tensor:
         """The gradient ``(P,)`` of one chunk's mean loss at θ."""
-        return torch.cat(self.gradients(index, self.leaves(theta), create_graph=False))
+        return torch.cat(self.tensor_gradients(index, self.leaves(theta), create_graph=False))
 
     def leaves(self, theta: Tensor) -> tuple[Tensor, ...]:
         """A differentiable copy of each parameter tensor's part of θ."""
         return tuple(part.detach().clone().requires_grad_() for part in theta.split(self.layout.sizes))
 
-    def gradients(self, index: int, leaves: tuple[Tensor, ...], *, create_graph: bool = True) -> tuple[Tensor, ...]:
+    def tensor_gradients(
+        self, index: int, leaves: tuple[Tensor, ...], *, create_graph: bool = True
+    ) -> tuple[Tensor, ...]:
         """The gradient of one chunk's mean loss with respect to each tensor of θ as a flat leaf, with its graph."""
         with self.box(), LeanLayers() if create_graph else nullcontext():
             loss = self.step(self._module_for(leaves), self.batches[index], seed=index)

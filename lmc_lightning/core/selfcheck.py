@@ -66,7 +66,7 @@ def self_check(objective: Objective, seed: int = 0) -> SelfCheck:
 
 
 def _check_products(objective: Objective, theta: Tensor, directions: Tensor) -> SelfCheck:
-    pruned = pruned_nodes(torch.cat(objective.gradients(0, objective.leaves(theta))))
+    pruned = pruned_nodes(torch.cat(objective.tensor_gradients(0, objective.leaves(theta))))
     try:
         with objective.hvp(theta) as product:
             products = [product(v) for v in directions]
