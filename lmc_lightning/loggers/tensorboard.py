@@ -1,6 +1,6 @@
 """The cases of ``TensorBoardLogger``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,16 @@ def log_text(logger: Any, key: str, text: str, step: int) -> None:
 
 def log_layout(logger: Any, layout: Layout) -> None:
     """For the tab of custom scalars; of several layouts of a run, TensorBoard shows the last."""
-    given = {heading: dict(map(_chart, charts)) for heading, charts in layout.items() if charts}
+    given = {heading: dict(map(_chart, charts)) for heading, charts in _headings(layout) if charts}
     if given:
         logger.experiment.add_custom_scalars(given)
+
+
+def _headings(layout: Layout) -> Iterator[tuple[str, list[Chart | Band]]]:
+    """Bands under a heading of their own: the viewer has them below all others under one, whatever their order."""
+    for heading, charts in layout.items():
+        yield f"{heading}, with errors", [chart for chart in charts if isinstance(chart, Band)]
+        yield heading, [chart for chart in charts if not isinstance(chart, Band)]
 
 
 def _chart(chart: Chart | Band) -> tuple[str, list[Any]]:
