@@ -73,9 +73,9 @@ def log_layout(logger: Any, layout: Layout) -> None:
 
 
 def _headings(layout: Layout) -> Iterator[tuple[str, list[Chart | Band]]]:
-    """Bands under a heading of their own: the viewer has them below all others under one, whatever their order."""
+    """Bands under a heading of their own, the last one first: the viewer has them backwards, and below all others."""
     for heading, charts in layout.items():
-        yield f"{heading}, with errors", [chart for chart in charts if isinstance(chart, Band)]
+        yield f"{heading}, with errors", [chart for chart in charts[::-1] if isinstance(chart, Band)]
         yield heading, [chart for chart in charts if not isinstance(chart, Band)]
 
 
