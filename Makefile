@@ -22,7 +22,8 @@ unit: .venv/.test
 
 # Lines and branches that the default tests run, those of their processes too.
 coverage: .venv/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report --skip-covered
 
 # The documentation as a site, docs/_build/html/index.html, without a single warning.
 docs: .venv/.docs
