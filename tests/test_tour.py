@@ -54,7 +54,7 @@ def test_the_executed_notebook_is_that_of_the_script():
 def test_the_notebook_is_small_and_says_nothing_of_the_machine_it_ran_on():
     text = (EXAMPLES / "tour.ipynb").read_text("utf-8")
     assert len(text) < 1.5e6
-    assert not re.search(r"/tmp/|/home/|/root/|file://", text)
+    assert not re.search(r"/(tmp|home|root)/|file://", text)
     top = EXAMPLES.resolve().relative_to("/").parts[0]
     assert f"/{top}/" not in text
     assert not re.search(r"(?<![\w.:/<+])/\w+/\w", text)  # an absolute path of any machine
